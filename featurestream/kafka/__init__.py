@@ -1,0 +1,1 @@
+"""The log on Apache Kafka: the only package that imports the Kafka client."""
