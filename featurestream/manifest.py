@@ -1,0 +1,231 @@
+"""What `<stream>.manifest` holds: the manifest, a record a finished pass, the producer's lease and the end.
+
+The topic is compacted; its values are JSON, one object each; its keys are ``manifest``, ``pass/<n>``, ``producer`` and
+``end``. The JSON Schemas are in ``schemas/``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from featurestream.errors import RecordError, StreamMismatchError
+from featurestream.layout import Layout
+from featurestream.record import ITEM_BYTES
+
+MANIFEST_KEY: Final = "manifest"
+LEASE_KEY: Final = "producer"
+END_KEY: Final = "end"
+PASS_PREFIX: Final = "pass/"
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Value(BaseModel):
+    """A value of the topic: frozen; keys that a later version adds are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+
+class DataFacts(_Value):
+    """Which samples the stream was extracted from."""
+
+    source: str = Field(description="where the data was found; not part of the fingerprint, so data may move")
+    split: str | None = Field(default=None, description="the split that was asked for, where the source has splits")
+    samples: int = Field(ge=1, description="N, samples in the dataset")
+    label_kind: Literal["none", "class", "value", "target"] = Field(
+        description="none; class: one class number; value: one number; target: several numbers"
+    )
+    label_values: int = Field(default=1, ge=0, description="numbers in one label; 0 where there are none")
+    classes: list[str] | None = Field(default=None, description="names of the classes in order of their numbers")
+    sha256: str = Field(description="SHA-256 over ids, labels and classes, in the dataset's order")
+
+
+class BackboneFacts(_Value):
+    """The frozen model."""
+
+    name: str = Field(description="resnet18, timm:NAME or package.module:function")
+    weights: str = Field(description="where the weights came from: a torchvision name, a file, or random")
+    weights_sha256: str = Field(description="SHA-256 over all parameters and buffers")
+
+
+class TapFacts(_Value):
+    """One named output."""
+
+    name: str = Field(description="the tap's name; its topic is <stream>.<name>")
+    spec: str = Field(description="layer[:k][:pool[(args)]], normalised")
+    layer: str = Field(description="dotted module path in the backbone")
+    pool: str | None = Field(default=None, description="how the layer's map was pooled; null: not at all")
+    shape: list[int] = Field(description="shape of one row")
+
+    @property
+    def numbers(self) -> int:
+        """Numbers in one row."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+class Manifest(_Value):
+    """A stream's full description.
+
+    ``fingerprint`` covers every field except those in :data:`NOT_FINGERPRINTED`.
+    """
+
+    format: Literal[1] = 1
+    stream: str = Field(description="the stream's name")
+    fingerprint: str = Field(default="", description="32 hexadecimal digits; see fingerprint_of")
+    data: DataFacts
+    transform: dict[str, Any] = Field(description="the image transform: its name and every number that it uses")
+    backbone: BackboneFacts
+    taps: list[TapFacts] = Field(min_length=1)
+    dtype: str = Field(description=f"one of {', '.join(ITEM_BYTES)}")
+    seed: int = Field(ge=0, description="what permutations and augmentations are drawn from")
+    batch_samples: int = Field(ge=1, description="R, samples in a batch")
+    lanes: int = Field(ge=1, description="L, partitions of every tap's topic")
+    views: int = Field(default=1, ge=1, description="V, rows of one sample in a pass")
+    passes: int | None = Field(default=None, ge=1, description="passes in all; null: endless; may be raised later")
+    created_at: str = Field(description="ISO 8601 with zone")
+    made_with: dict[str, str] = Field(
+        default_factory=dict, description="versions of the libraries that decide a feature's last bits"
+    )
+
+    @property
+    def layout(self) -> Layout:
+        """The stream's arithmetic."""
+        return Layout(self.data.samples, self.batch_samples, self.lanes, self.views)
+
+    @property
+    def total_batches(self) -> int | None:
+        """Batches of the whole stream; None where it is endless."""
+        return None if self.passes is None else self.passes * self.layout.pass_batches
+
+    def tap(self, name: str) -> TapFacts:
+        """Return the tap that ``name`` names: by its name or by its spec (``layer2:gap``).
+
+        Raises UnknownNameError with the taps that there are.
+        """
+        from featurestream.errors import UnknownNameError
+
+        for tap in self.taps:
+            if name in (tap.name, tap.spec):
+                return tap
+        raise UnknownNameError(f"tap of stream {self.stream}", name, [tap.name for tap in self.taps])
+
+
+class PassRecord(_Value):
+    """One finished pass."""
+
+    number: int = Field(ge=0)
+    samples: int = Field(ge=0, description="samples that have rows")
+    missing: int = Field(ge=0, description="samples that have none")
+    first_batch: int = Field(ge=0)
+    last_batch: int = Field(ge=0)
+    started_at: str = Field(description="ISO 8601 with zone")
+    finished_at: str = Field(description="ISO 8601 with zone")
+    order_checksum: str = Field(description="xxh3-64 of the pass's permutation, as little-endian int64")
+
+
+class Lease(_Value):
+    """The running producer."""
+
+    producer: str = Field(description="a random id, drawn at its start")
+    host: str
+    pid: int
+    process_started: float = Field(description="when that process began, seconds since the epoch by its host")
+    since: str = Field(description="ISO 8601 with zone")
+    heartbeat: str = Field(description="ISO 8601 with zone")
+    released: bool = Field(default=False, description="the producer ended by itself")
+
+
+class End(_Value):
+    """A finite stream is complete."""
+
+    passes: int = Field(ge=1)
+    batches: int = Field(ge=1)
+    at: str = Field(description="ISO 8601 with zone")
+
+
+#: What does not decide a feature's value or a row's place.
+NOT_FINGERPRINTED: Final = {
+    "stream": True,
+    "fingerprint": True,
+    "passes": True,
+    "created_at": True,
+    "made_with": True,
+    "data": {"source", "split"},
+    "backbone": {"weights"},
+}
+
+
+def fingerprint_of(manifest: Manifest) -> str:
+    """Return the first 32 hexadecimal digits of the SHA-256 of the manifest's deciding fields.
+
+    They are taken as JSON with sorted keys, no spaces, and non-ASCII characters as they are, in UTF-8.
+    """
+    fields = manifest.model_dump(mode="json", exclude=NOT_FINGERPRINTED)  # type: ignore[arg-type]
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def sealed(manifest: Manifest) -> Manifest:
+    """Return the manifest with its fingerprint filled in."""
+    return manifest.model_copy(update={"fingerprint": fingerprint_of(manifest)})
+
+
+def check_same(existing: Manifest, wanted: Manifest) -> None:
+    """Raise StreamMismatchError listing the differing fields where two manifests describe different streams."""
+    if existing.fingerprint == wanted.fingerprint:
+        return
+    differences = manifest_differences(existing, wanted)
+    lines = "; ".join(f"{field} is {old}, asked for {new}" for field, old, new in differences)
+    raise StreamMismatchError(
+        f'stream "{existing.stream}" exists with another fingerprint: {lines}',
+        hint="name the new stream differently, or ask for what the existing one holds",
+        differences=differences,
+    )
+
+
+def manifest_differences(one: Manifest, other: Manifest) -> list[tuple[str, str, str]]:
+    """Return (dotted field, value in ``one``, value in ``other``) for every deciding field that differs."""
+    left = _flatten(one.model_dump(mode="json", exclude=NOT_FINGERPRINTED))  # type: ignore[arg-type]
+    right = _flatten(other.model_dump(mode="json", exclude=NOT_FINGERPRINTED))  # type: ignore[arg-type]
+    keys = dict.fromkeys([*left, *right])
+    return [(key, left.get(key, "absent"), right.get(key, "absent")) for key in keys if left.get(key) != right.get(key)]
+
+
+def to_json(value: BaseModel) -> bytes:
+    """Return a value of the topic as the bytes of one JSON object."""
+    return value.model_dump_json().encode()
+
+
+def from_json(model: type[M], value: bytes) -> M:
+    """Return a value of the topic; raise RecordError where the bytes are not one."""
+    try:
+        return model.model_validate_json(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the whole value"
+        raise RecordError(
+            f"not a {model.__name__.lower()} as schemas/ describes it: {place}: {first['msg']}",
+            hint="another application may have written to this topic, or a newer featurestream",
+        ) from error
+
+
+def _flatten(value: object, prefix: str = "") -> dict[str, str]:
+    if isinstance(value, dict):
+        flat: dict[str, str] = {}
+        for key, inner in value.items():
+            flat |= _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+        return flat
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        flat = {}
+        for number, inner in enumerate(value):
+            flat |= _flatten(inner, f"{prefix}[{number}]")
+        return flat
+    text = json.dumps(value, ensure_ascii=False)
+    return {prefix: text if len(text) <= 60 else text[:57] + "..."}

@@ -1,0 +1,161 @@
+"""Read and write `<stream>.manifest`, and find the streams of a log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from pydantic import BaseModel
+
+from featurestream.errors import RecordError, StreamNotFoundError, nearest
+from featurestream.manifest import (
+    END_KEY,
+    LEASE_KEY,
+    MANIFEST_KEY,
+    PASS_PREFIX,
+    End,
+    Lease,
+    Manifest,
+    PassRecord,
+    from_json,
+    to_json,
+)
+from featurestream.names import check_stream_name, manifest_topic, stream_of_manifest_topic
+from featurestream.ports import Log, LogRecord, RecordSource
+from featurestream.topics import manifest_topic_settings
+
+READ_TIMEOUT_S = 10.0
+
+
+@dataclass(slots=True)
+class StreamFacts:
+    """What the manifest's topic says of a stream at one moment."""
+
+    stream: str
+    manifest: Manifest | None = None
+    passes: dict[int, PassRecord] = field(default_factory=dict)
+    lease: Lease | None = None
+    lease_stamp_ms: int = 0  # when the lease's last heartbeat was appended, by the log's clock
+    end: End | None = None
+
+    def apply(self, record: LogRecord) -> None:
+        """Take over one record of the topic: the last value of a key counts, a tombstone takes it away."""
+        key = (record.key or b"").decode("utf-8", "replace")
+        value = record.value
+        try:
+            if key == MANIFEST_KEY:
+                self.manifest = from_json(Manifest, value) if value is not None else None
+            elif key == LEASE_KEY:
+                self.lease = from_json(Lease, value) if value is not None else None
+                self.lease_stamp_ms = record.timestamp_ms
+            elif key == END_KEY:
+                self.end = from_json(End, value) if value is not None else None
+            elif key.startswith(PASS_PREFIX) and value is not None:
+                done = from_json(PassRecord, value)
+                self.passes[done.number] = done
+            # Other keys are a later version's: unknown facts change none of the known ones.
+        except RecordError as error:
+            raise error.at(record.topic, record.lane, record.offset) from error
+
+
+class ManifestTopic:
+    """The manifest topic of one stream on one log. Close it, or use it as a context manager."""
+
+    def __init__(self, log: Log, stream: str) -> None:
+        self.stream = check_stream_name(stream)
+        self.topic = manifest_topic(stream)
+        self._log = log
+        self._sink = log.sink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the connection."""
+        self._sink.close()
+
+    def create(self) -> None:
+        """Create the topic where it is not there yet."""
+        self._log.create_topic(self.topic, 1, manifest_topic_settings())
+
+    def read(self) -> StreamFacts:
+        """Return what the topic says now. Raises StreamNotFoundError where there is no such stream."""
+        source = self._log.source()
+        try:
+            return read_facts(source, self.stream)
+        finally:
+            source.close()
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Publish the manifest; returns when it is durable, as all writes here do."""
+        self._write(MANIFEST_KEY, manifest)
+
+    def write_pass(self, done: PassRecord) -> None:
+        """Publish the record of a finished pass."""
+        self._write(f"{PASS_PREFIX}{done.number}", done)
+
+    def write_lease(self, lease: Lease) -> None:
+        """Publish the producer's lease, or its next heartbeat."""
+        self._write(LEASE_KEY, lease)
+
+    def write_end(self, end: End | None) -> None:
+        """Publish that the stream is complete, or (None) that it no longer is."""
+        self._write(END_KEY, end)
+
+    def _write(self, key: str, value: BaseModel | None) -> None:
+        self._sink.append(self.topic, 0, key=key.encode(), value=None if value is None else to_json(value))
+        self._sink.flush()
+
+
+def read_facts(source: RecordSource, stream: str) -> StreamFacts:
+    """Return what a stream's manifest topic says now. Raises StreamNotFoundError where there is no such topic."""
+    topic = manifest_topic(stream)
+    facts = StreamFacts(stream)
+    low, high = source.bounds(topic, 0)
+    reader = source.read(topic, 0, low)
+    try:
+        # The last offsets of a compacted topic are never compacted away, so the record before `high` always comes.
+        while low < high:
+            record = reader.poll(READ_TIMEOUT_S)
+            if record is None:
+                raise RecordError(
+                    f"nothing came within {READ_TIMEOUT_S:.0f} s",
+                    hint="is the broker overloaded? try again",
+                    topic=topic,
+                    lane=0,
+                    offset=low,
+                )
+            facts.apply(record)
+            low = record.offset + 1
+    finally:
+        reader.close()
+    return facts
+
+
+def list_streams(log: Log) -> list[str]:
+    """Return the names of the log's streams, sorted."""
+    return sorted(stream for topic in log.topics() if (stream := stream_of_manifest_topic(topic)) is not None)
+
+
+def require_manifest(log: Log, stream: str) -> Manifest:
+    """Return a stream's manifest, or raise StreamNotFoundError that lists the streams and suggests the nearest."""
+    known = list_streams(log)
+    if check_stream_name(stream) in known:
+        source = log.source()
+        try:
+            manifest = read_facts(source, stream).manifest
+        finally:
+            source.close()
+        if manifest is not None:
+            return manifest
+        known.remove(stream)  # its topic was created, but its producer has published nothing yet
+    near = nearest(stream, known)
+    parts = [f'did you mean "{near}"?'] if near else []
+    parts.append(f"there are: {', '.join(known)}" if known else "there are none yet: make one with featurectl produce")
+    raise StreamNotFoundError(f'there is no stream "{stream}"', hint="; ".join(parts), stream=stream, known=known)
