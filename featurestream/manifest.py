@@ -40,6 +40,9 @@ class DataFacts(_Value):
         description="none; class: one class number; value: one number; target: several numbers"
     )
     label_values: int = Field(default=1, ge=0, description="numbers in one label; 0 where there are none")
+    class_count: int | None = Field(
+        default=None, ge=1, description="one more than the greatest class number; null where labels are no classes"
+    )
     classes: list[str] | None = Field(default=None, description="names of the classes in order of their numbers")
     sha256: str = Field(description="SHA-256 over ids, labels and classes, in the dataset's order")
 

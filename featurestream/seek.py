@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from featurestream.errors import GoneError, UsageError
+from featurestream.errors import GoneError, RecordError, UsageError
 from featurestream.layout import Layout
 from featurestream.ports import LogRecord, RecordSource
 from featurestream.position import Position, StartPoint
@@ -22,12 +22,8 @@ def batch_of(record: LogRecord) -> int:
     """Return the number of the batch that a record holds, from its headers alone."""
     try:
         return parse_headers(record.headers).batch
-    except Exception as error:
-        from featurestream.errors import RecordError
-
-        if isinstance(error, RecordError):
-            raise error.at(record.topic, record.lane, record.offset) from error
-        raise
+    except RecordError as error:
+        raise error.at(record.topic, record.lane, record.offset) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +43,12 @@ class Lanes:
 
     def earliest(self) -> int:
         """Return the first batch from which on every lane still holds everything."""
-        return max([0, *(self._first_left(topic, lane) - self.layout.lanes + 1 for topic, lane in self.places())])
+        return max([0, *(self.first_left(topic, lane) - self.layout.lanes + 1 for topic, lane in self.places())])
 
     def next_missing(self) -> int:
         """Return the first batch that is not (yet) complete: all before it are there, or are gone."""
         return min(
-            greatest + self.layout.lanes if greatest is not None else self._first_left(topic, lane)
+            greatest + self.layout.lanes if greatest is not None else self.first_left(topic, lane)
             for topic, lane, greatest in self._greatest_before({})
         )
 
@@ -115,25 +111,19 @@ class Lanes:
         # Every number from `first` to `batch` comes after `low`, each at least once: the batch cannot stand earlier.
         bound = low + (batch - first) // self.layout.lanes
         if bound >= high:
-            greatest = self._greatest(topic, lane, high)
+            greatest = self.greatest(topic, lane, high)
             return high if greatest is None or greatest < batch else low
         return bound if batch_of(self.source.record_at(topic, lane, bound)) <= batch else low
 
-    def _first_left(self, topic: str, lane: int) -> int:
+    def first_left(self, topic: str, lane: int) -> int:
+        """Return the first batch that a lane of one tap still holds; what comes next where it holds none."""
         low, high = self.source.bounds(topic, lane)
         if low < high:
             return batch_of(self.source.record_at(topic, lane, low))
         return low * self.layout.lanes + lane  # an empty lane: what comes next, where it never held a duplicate
 
-    def _greatest_before(self, places: dict[tuple[str, int], int]) -> list[tuple[str, int, int | None]]:
-        """Return, for every lane, the greatest batch below the offset given for it (default: its end)."""
-        found = []
-        for topic, lane in self.places():
-            end = places.get((topic, lane))
-            found.append((topic, lane, self._greatest(topic, lane, end)))
-        return found
-
-    def _greatest(self, topic: str, lane: int, end: int | None) -> int | None:
+    def greatest(self, topic: str, lane: int, end: int | None) -> int | None:
+        """Return the greatest batch in a lane of one tap below the offset ``end`` (None: all); None where none is."""
         low, high = self.source.bounds(topic, lane)
         end = high if end is None else min(end, high)
         if end <= low:
@@ -152,6 +142,14 @@ class Lanes:
             finally:
                 reader.close()
         return greatest
+
+    def _greatest_before(self, places: dict[tuple[str, int], int]) -> list[tuple[str, int, int | None]]:
+        """Return, for every lane, the greatest batch below the offset given for it (default: its end)."""
+        found = []
+        for topic, lane in self.places():
+            end = places.get((topic, lane))
+            found.append((topic, lane, self.greatest(topic, lane, end)))
+        return found
 
     def _gone(self, what: str) -> GoneError:
         earliest = self.earliest()

@@ -1,0 +1,208 @@
+"""What a reader gets: rows with their features at every tap, and the grouping of records into batches of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestream.errors import FingerprintError, UsageError
+from featurestream.position import Position
+from featurestream.record import ITEM_BYTES, MissingSample, Record, as_tensor, widen_bfloat16
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TapRows:
+    """The rows of one tap: raw little-endian numbers, uint8 (rows, bytes of a row), with their dtype and row shape."""
+
+    payload: NDArray[np.uint8]
+    dtype: str
+    shape: tuple[int, ...]
+
+    def rows(self, first: int, last: int) -> TapRows:
+        """Return rows ``first`` to ``last`` (exclusive) as a view."""
+        return replace(self, payload=self.payload[first:last])
+
+    def numpy(self) -> NDArray[Any]:
+        """Return (rows, *shape): a view, except that bfloat16 is widened to float32, which NumPy has."""
+        flat = self.payload.reshape(-1)
+        if self.dtype == "bfloat16":
+            return widen_bfloat16(flat).reshape(-1, *self.shape)
+        return flat.view(np.dtype(self.dtype).newbyteorder("<")).reshape(self.payload.shape[0], *self.shape)
+
+    def tensor(self) -> torch.Tensor:
+        """Return a torch view (rows, *shape) in the stream's dtype. Do not write into it."""
+        return as_tensor(self.payload.reshape(-1), self.dtype, (self.payload.shape[0], *self.shape))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureBatch:
+    """Rows of one pass, in the stream's order, with the features of every tap that is read.
+
+    Attributes:
+        position: the place of the first row.
+        next_position: the place of the row after the last: where a reader that has used this batch goes on.
+        pass_number: the pass that the rows belong to.
+        indices: int64 (rows,), the sample's index in the dataset.
+        ids: (rows,), the sample's id.
+        labels: int64 (rows,) class numbers, float32 (rows,) values or (rows, K) targets, or None.
+        taps: the features by tap name; see :meth:`numpy` and :meth:`tensor`.
+        missing: samples of these batches that have no row, because their image could not be decoded.
+    """
+
+    position: Position
+    next_position: Position
+    pass_number: int
+    indices: NDArray[np.int64]
+    ids: tuple[str, ...]
+    labels: NDArray[Any] | None
+    taps: Mapping[str, TapRows]
+    missing: tuple[MissingSample, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def tap(self, name: str | None = None) -> TapRows:
+        """Return the rows of a tap; the name may be left out where one tap is read."""
+        if name is None:
+            if len(self.taps) != 1:
+                raise UsageError("several taps are read: say which one", hint=f"one of {', '.join(self.taps)}")
+            return next(iter(self.taps.values()))
+        if name not in self.taps:
+            raise UsageError(f'tap "{name}" is not read here', hint=f"read are {', '.join(self.taps)}")
+        return self.taps[name]
+
+    def numpy(self, tap: str | None = None) -> NDArray[Any]:
+        """Return a tap's features as NumPy, (rows, *shape)."""
+        return self.tap(tap).numpy()
+
+    def tensor(self, tap: str | None = None) -> torch.Tensor:
+        """Return a tap's features as a torch tensor, (rows, *shape), in the stream's dtype. Do not write into it."""
+        return self.tap(tap).tensor()
+
+    def rows(self, first: int, last: int) -> FeatureBatch:
+        """Return rows ``first`` to ``last`` (exclusive) of a batch that is one record's, as views."""
+        whole = last == len(self)
+        start = self.position.row
+        return FeatureBatch(
+            Position(self.position.batch, start + first),
+            self.next_position if whole else Position(self.position.batch, start + last),
+            self.pass_number,
+            self.indices[first:last],
+            self.ids[first:last],
+            None if self.labels is None else self.labels[first:last],
+            {name: tap.rows(first, last) for name, tap in self.taps.items()},
+            self.missing if whole else (),
+        )
+
+    def frame(self, tap: str | None = None) -> pd.DataFrame:
+        """Return a table with a row a row: index, id, pass, label(s), and the flattened features as f0, f1, ..."""
+        import pandas as pd
+
+        columns: dict[str, Any] = {"index": self.indices, "id": list(self.ids), "pass": self.pass_number}
+        if self.labels is not None and self.labels.ndim == 1:
+            columns["label"] = self.labels
+        elif self.labels is not None:
+            columns |= {f"label{k}": self.labels[:, k] for k in range(self.labels.shape[1])}
+        features = self.numpy(tap).reshape(len(self), -1)
+        names = [f"f{number}" for number in range(features.shape[1])]
+        return pd.concat([pd.DataFrame(columns), pd.DataFrame(features, columns=names)], axis=1)
+
+
+def join(records: Sequence[Record]) -> FeatureBatch:
+    """Return the rows of one batch from its records, one of each tap.
+
+    Raises FingerprintError where the records do not hold the same rows: they are not of one extraction then.
+    """
+    first = records[0]
+    for other in records[1:]:
+        if (
+            other.batch != first.batch
+            or other.ids != first.ids
+            or not np.array_equal(other.indices, first.indices)
+            or not _same_labels(other.labels, first.labels)
+        ):
+            raise FingerprintError(
+                f"batch {first.batch} has other rows at tap {other.tap} than at tap {first.tap}",
+                hint="the taps' topics are not of one extraction; publish the stream again under a new name",
+                batch=first.batch,
+            )
+    return FeatureBatch(
+        Position(first.batch),
+        Position(first.batch + 1),
+        first.pass_number,
+        first.indices,
+        first.ids,
+        first.labels,
+        {
+            record.tap: TapRows(record.payload.reshape(record.rows, record.row_bytes), record.dtype, record.shape)
+            for record in records
+        },
+        first.missing,
+    )
+
+
+def concatenate(parts: Sequence[FeatureBatch]) -> FeatureBatch:
+    """Return the rows of several batches as one, in the order given. One batch comes back as it is, without a copy."""
+    if not parts:
+        raise UsageError("there is nothing to put together: no batch was given")
+    if len(parts) == 1:
+        return parts[0]
+    first, last = parts[0], parts[-1]
+    labels = [part.labels for part in parts if part.labels is not None]
+    return FeatureBatch(
+        first.position,
+        last.next_position,
+        first.pass_number,
+        np.concatenate([part.indices for part in parts]),
+        tuple(id_ for part in parts for id_ in part.ids),
+        np.concatenate(labels) if labels else None,
+        {
+            name: replace(tap, payload=np.concatenate([part.taps[name].payload for part in parts]))
+            for name, tap in first.taps.items()
+        },
+        tuple(sample for part in parts for sample in part.missing),
+    )
+
+
+def regroup(batches: Iterable[FeatureBatch], size: int) -> Iterator[FeatureBatch]:
+    """Yield the same rows in the same order in batches of ``size`` rows.
+
+    A batch never spans two passes: the last one of a pass may be smaller. Rows are views where a batch lies in one
+    record, and copied where it spans several.
+    """
+    parts: list[FeatureBatch] = []
+    held = 0
+    for batch in batches:
+        if parts and batch.pass_number != parts[0].pass_number:
+            yield concatenate(parts)
+            parts, held = [], 0
+        first = 0
+        while len(batch) - first >= size - held:
+            last = first + size - held
+            yield concatenate([*parts, batch.rows(first, last)])
+            parts, held, first = [], 0, last
+        if first < len(batch):
+            rest = batch.rows(first, len(batch))
+            parts.append(rest)
+            held += len(rest)
+    if parts:
+        yield concatenate(parts)
+
+
+def row_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Return the bytes of one row."""
+    return int(np.prod(tuple(shape), dtype=np.int64)) * ITEM_BYTES[dtype]
+
+
+def _same_labels(one: NDArray[Any] | None, other: NDArray[Any] | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")

@@ -1,0 +1,309 @@
+"""FeatureStream: the rows of a stream, from the place you choose, in one order for every reader."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from featurestream.batch import FeatureBatch, concatenate, join, regroup
+from featurestream.cluster import Cluster, resolve_cluster
+from featurestream.errors import FingerprintError, GoneError, HoleError, RecordError, UsageError
+from featurestream.manifest import Manifest
+from featurestream.manifest_topic import require_manifest
+from featurestream.names import tap_topic
+from featurestream.ports import LaneReader, Log, LogRecord, RecordSource
+from featurestream.position import Position, StartPoint, parse_start
+from featurestream.record import Record
+from featurestream.seek import Lanes, resolve_start, resolve_stop
+from featurestream.wire import decode, parse_headers
+
+Start = str | int | float | datetime | Position | StartPoint
+
+QUEUE_KBYTES = 8192  # prefetched by each lane's reader: a reader's memory is taps x lanes x this
+POLL_S = 0.25
+
+
+class FeatureStream:
+    """The rows of a stream as an iterable of :class:`FeatureBatch`.
+
+    ::
+
+        for batch in FeatureStream("digits-train", "avgpool", start="-1h", stop="latest"):
+            features, labels = batch.numpy(), batch.labels
+
+    Lanes are merged in batch order and taps are joined by batch, so two readers of one range get the same rows in the
+    same order. Start and stop are found when the object is made and are then fixed numbers (:attr:`start`,
+    :attr:`stop`); a reader of a finite stream ends at its end and waits for what is not there yet, a reader of an
+    endless one follows it. Iterating again goes on at :attr:`position`; :meth:`rewind` goes back to the start.
+
+    Args:
+        stream: the stream's name.
+        taps: the taps to read, by name or spec; None reads all.
+        start: ``earliest``, ``latest``, ``offset:N``, ``batch:N``, ``pass:N``, a time (ISO 8601, seconds since the
+            epoch, ``-1h``, datetime) or a saved Position.
+        stop: where to end, exclusive, in the same words; ``latest`` is what is complete now; None the stream's end.
+        batch_size: rows a batch; None takes the batches as they were published. A batch never spans two passes.
+        shard: (index, count): every count-th batch, beginning at the index-th. The shards of all indices, taken in
+            turn, are the whole.
+        log: the log to read; None connects to the cluster that the other arguments, the environment or the embedded
+            broker name, as the commands do.
+        bootstrap_servers: the cluster's address.
+        kafka_config: a file of client properties for it.
+        queue_kbytes: bound of what is read ahead, for each lane and tap.
+        on_wait: called with the seconds waited so far, about four times a second, while the next batch is not there.
+
+    Raises:
+        StreamNotFoundError, UnknownNameError: no such stream or tap.
+        GoneError: retention has deleted part of the range.
+        UsageError: a start or stop that is none, or an empty range.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        taps: str | Sequence[str] | None = None,
+        *,
+        start: Start = "earliest",
+        stop: Start | None = None,
+        batch_size: int | None = None,
+        shard: tuple[int, int] = (0, 1),
+        log: Log | None = None,
+        bootstrap_servers: str | None = None,
+        kafka_config: Path | None = None,
+        queue_kbytes: int = QUEUE_KBYTES,
+        on_wait: Callable[[float], None] | None = None,
+    ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0 <= shard[0] < shard[1]:
+            raise UsageError(f"shard {shard} is not (index, count) with 0 <= index < count")
+        now = time.time()
+        start_point = parse_start(start, now=now)
+        stop_point = None if stop is None else parse_start(stop, now=now)
+        self.stream = stream
+        self.batch_size = batch_size
+        self.shard = shard
+        self.duplicates = 0
+        self.offsets: dict[tuple[str, int], int] = {}  # (topic, lane) -> the offset after the last record used
+        self._log = log
+        self._cluster: Cluster | None = None if log else resolve_cluster(bootstrap_servers, kafka_config)
+        self._queue_kbytes = queue_kbytes
+        self._on_wait = on_wait
+        self._open: ExitStack | None = None
+
+        with ExitStack() as stack:
+            # Look-ups use a connection of their own that is closed again: this object can then go to another process.
+            lookup = self._connect(stack)
+            self.manifest: Manifest = require_manifest(lookup, stream)
+            names = (
+                [tap.name for tap in self.manifest.taps] if taps is None else [taps] if isinstance(taps, str) else taps
+            )
+            self.taps = tuple(self.manifest.tap(name).name for name in names)
+            if not self.taps or len(set(self.taps)) < len(self.taps):
+                raise UsageError(f"taps {list(names)}: name at least one tap, and each one once")
+            source = lookup.source()
+            stack.callback(source.close)
+            self._topics = tuple(tap_topic(stream, tap) for tap in self.taps)
+            lanes = Lanes(source, self.manifest.layout, self._topics)
+            self.start: Position = resolve_start(start_point, lanes)
+            total = self.manifest.total_batches
+            stopped = total if stop_point is None else resolve_stop(stop_point, lanes)
+            self.stop: int | None = stopped if total is None or stopped is None else min(stopped, total)
+            if self.stop is not None and self.start.batch >= self.stop:
+                raise UsageError(
+                    f"nothing to read: the range starts at batch {self.start.batch} ({start_point}) and stops before "
+                    f"batch {self.stop} ({stop_point or 'the end of the stream'})",
+                    hint=f"see what is there with: featurectl streams {stream}",
+                )
+            for topic in self._topics:  # a range that is partly gone is refused now, not when a lane is met
+                for lane in range(lanes.layout.lanes):
+                    lanes.offset_of(topic, lane, lanes.layout.next_in_lane(lane, self.start.batch))
+        self.position: Position = self.start
+
+    # ---- reading ----------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[FeatureBatch]:
+        """Yield batches from :attr:`position` on; the position moves on with each one."""
+        batches = self._batches()
+        for batch in batches if self.batch_size is None else regroup(batches, self.batch_size):
+            self.position = batch.next_position
+            yield batch
+
+    def read_all(self) -> FeatureBatch:
+        """Return every row of the range as one batch, of which ``pass_number`` is the first row's. Needs a stop."""
+        if self.stop is None:
+            raise UsageError(f'stream "{self.stream}" is endless: give a stop', hint='such as stop="latest"')
+        return concatenate(list(self))
+
+    def rewind(self, position: Position | None = None) -> None:
+        """Go back (or on) to a position, the start if none is given; the next iteration begins there."""
+        self.close()
+        self.position = self.start if position is None else position
+
+    def close(self) -> None:
+        """Close the connections; iterating again opens new ones."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the reader's place, as torch's stateful loaders have it: plain values that JSON can hold."""
+        return {
+            "stream": self.stream,
+            "fingerprint": self.manifest.fingerprint,
+            "taps": list(self.taps),
+            "start": [self.start.batch, self.start.row],
+            "stop": self.stop,
+            "position": [self.position.batch, self.position.row],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at the place that ``state`` holds. Raises FingerprintError where it is another stream's."""
+        if state["fingerprint"] != self.manifest.fingerprint:
+            raise FingerprintError(
+                f'the saved position is of stream "{state["stream"]}" with fingerprint {state["fingerprint"]}, '
+                f'but stream "{self.stream}" has {self.manifest.fingerprint}',
+                hint="a position is only valid on the stream that it was saved on, or on a copy of it",
+            )
+        self.start = Position(*state["start"])
+        self.stop = state["stop"]
+        self.rewind(Position(*state["position"]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": None}
+
+    # ---- the merge --------------------------------------------------------------------------------------------------
+
+    def _connect(self, stack: ExitStack) -> Log:
+        if self._log is not None:
+            return self._log
+        from featurestream.kafka import KafkaLog
+
+        if self._cluster is None:  # pragma: no cover
+            raise UsageError("neither a log nor a cluster is known")
+        return stack.enter_context(KafkaLog(self._cluster, queue_kbytes=self._queue_kbytes))
+
+    def _batches(self) -> Iterator[FeatureBatch]:
+        self.close()
+        self._open = stack = ExitStack()
+        try:
+            source = self._connect(stack).source()
+            stack.callback(source.close)
+            merge = _Merge(self, source, stack)
+            begin = self.position  # the position moves on while this runs
+            index, count = self.shard
+            first = begin.batch + (index - (begin.batch - self.start.batch)) % count
+            for number in itertools.count(first, count):
+                if self.stop is not None and number >= self.stop:
+                    return
+                batch = merge.batch(number)
+                if begin.row and number == begin.batch:
+                    batch = batch.rows(min(begin.row, len(batch)), len(batch))
+                yield batch
+        finally:
+            stack.close()
+            if self._open is stack:
+                self._open = None
+
+
+class _Merge:
+    """The open lanes of one iteration: takes batch after batch from them, in any ascending order."""
+
+    def __init__(self, stream: FeatureStream, source: RecordSource, stack: ExitStack) -> None:
+        self._stream = stream
+        self._source = source
+        self._stack = stack
+        self._layout = stream.manifest.layout
+        self._lanes = Lanes(source, self._layout, stream._topics)
+        self._readers: dict[tuple[str, int], LaneReader] = {}
+        self._expected: dict[tuple[str, int], int] = {}
+
+    def batch(self, number: int) -> FeatureBatch:
+        """Return one batch, joined over the taps."""
+        return join([self._record(topic, number) for topic in self._stream._topics])
+
+    def _record(self, topic: str, number: int) -> Record:
+        lane = self._layout.lane_of(number)
+        place = (topic, lane)
+        if place not in self._readers:
+            # A lane is opened when it is first needed: a shard reads only its own.
+            offset = self._lanes.offset_of(topic, lane, number)
+            reader = self._source.read(topic, lane, offset)
+            self._stack.callback(reader.close)
+            self._readers[place] = reader
+            self._expected[place] = number
+        while True:
+            raw = self._poll(place, number)
+            self._stream.offsets[place] = raw.offset + 1
+            try:
+                headers = parse_headers(raw.headers)
+                if headers.fingerprint != self._stream.manifest.fingerprint:
+                    raise FingerprintError(
+                        f"record at {topic}, lane {lane}, offset {raw.offset} belongs to fingerprint "
+                        f'{headers.fingerprint}, but stream "{self._stream.stream}" has '
+                        f"{self._stream.manifest.fingerprint}",
+                        hint="another stream was written to this topic; publish under a new name",
+                    )
+                if headers.batch < self._expected[place]:
+                    self._stream.duplicates += 1
+                    continue
+                if headers.batch > self._expected[place]:
+                    raise HoleError(
+                        f"batch {self._expected[place]} is missing from {topic}, lane {lane}: "
+                        f"offset {raw.offset} holds batch {headers.batch}",
+                        hint="the log has lost records; read around it with --from and --until, or publish anew",
+                        batch=self._expected[place],
+                    )
+                self._expected[place] += self._layout.lanes
+                if headers.batch < number:
+                    continue  # another shard's
+                if raw.value is None:
+                    raise RecordError("a tombstone, where a batch should be")
+                record = decode(raw.value)
+                if record.batch != number or record.tap != self._tap_of(topic):
+                    raise RecordError(
+                        f"its headers say batch {number} of tap {self._tap_of(topic)}, its value says batch "
+                        f"{record.batch} of tap {record.tap}"
+                    )
+                return record
+            except RecordError as error:
+                raise error.at(raw.topic, raw.lane, raw.offset) from error
+
+    def _tap_of(self, topic: str) -> str:
+        return topic.removeprefix(self._stream.stream + ".")
+
+    def _poll(self, place: tuple[str, int], number: int) -> LogRecord:
+        waited = 0.0
+        reader = self._readers[place]
+        while True:
+            began = time.monotonic()
+            try:
+                raw = reader.poll(POLL_S)
+            except GoneError as error:
+                earliest = self._lanes.earliest()
+                raise GoneError(
+                    f"retention has deleted batch {number} of {place[0]} before it was read",
+                    hint=f"what is left begins at batch:{earliest}; read faster, or make the retention longer",
+                    first_left=earliest,
+                ) from error
+            if raw is not None:
+                return raw
+            waited += time.monotonic() - began
+            if self._stream._on_wait is not None:
+                self._stream._on_wait(waited)

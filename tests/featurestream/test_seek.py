@@ -1,0 +1,169 @@
+"""Batches, offsets and times are found exactly, whatever duplicates a lane holds and whatever retention took."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featurestream.errors import GoneError, UsageError
+from featurestream.memory import MemoryLog
+from featurestream.names import tap_topic
+from featurestream.position import Position, StartPoint
+from featurestream.seek import Lanes, batch_of, resolve_start, resolve_stop
+from tests.support import append, create, make_manifest, publish
+
+MANIFEST = make_manifest(lanes=2, taps=("layer3",), passes=None)
+TOPIC = tap_topic("toy", "layer3")
+
+
+class Clock:
+    """A clock that a test moves by hand, in milliseconds."""
+
+    def __init__(self) -> None:
+        self.ms = 1_000
+
+    def __call__(self) -> float:
+        return self.ms / 1000 + 1e-6  # so that no rounding takes a millisecond away
+
+
+def lanes_of(log: MemoryLog) -> Lanes:
+    return Lanes(log.source(), MANIFEST.layout, [TOPIC])
+
+
+def stamped(batches: list[tuple[int, int]]) -> MemoryLog:
+    """Return a log where each (batch, time in ms) was appended in turn."""
+    clock = Clock()
+    log = MemoryLog(clock)
+    create(log, MANIFEST)
+    for batch, ms in batches:
+        clock.ms = ms
+        append(log, MANIFEST, [batch])
+    return log
+
+
+def test_a_time_is_one_more_than_the_greatest_batch_appended_before_it():
+    # lane 0 holds batches 0 and 2, lane 1 holds 1 and 3; batch 3 was appended before batch 2
+    log = stamped([(0, 1000), (1, 2000), (3, 3000), (2, 4000), (4, 5000)])
+    since = lanes_of(log).since_time
+    assert since(1000) == 0, "a stamp on the boundary is at or after"
+    assert since(1001) == 1
+    assert since(2000) == 1
+    assert since(2001) == 2
+    assert since(3000) == 2
+    assert since(3001) == 4, "batch 2 came later, but batch 3, after it in the order, came before"
+    assert since(5000) == 4
+    assert since(5001) == 5, "after the last record: only what comes later"
+    assert since(0) == 0, "before the first record: everything"
+
+
+def test_a_time_before_what_retention_left_is_refused_because_the_answer_cannot_be_known():
+    log = stamped([(0, 1000), (1, 1000), (2, 2000), (3, 2000), (4, 3000), (5, 3000)])
+    log.delete_before(TOPIC, 0, 1)
+    log.delete_before(TOPIC, 1, 1)
+    with pytest.raises(GoneError, match="before 2") as error:
+        lanes_of(log).since_time(1500)
+    assert error.value.first_left == 2
+    assert lanes_of(log).since_time(2500) == 4, "a later time has a record before it, so nothing is missing"
+
+
+def test_earliest_is_the_first_batch_from_which_every_lane_holds_everything():
+    log = stamped([(n, 1000) for n in range(8)])
+    assert lanes_of(log).earliest() == 0
+    log.delete_before(TOPIC, 0, 2)  # batches 0 and 2 are gone; 1, 3, 4, 5, ... are left
+    assert lanes_of(log).earliest() == 3
+
+
+def test_latest_starts_after_the_greatest_batch_and_stops_before_the_first_missing_one():
+    log = stamped([(0, 1), (1, 1), (3, 1), (5, 1)])  # batches 2 and 4 are still on their way
+    assert resolve_start(StartPoint("latest"), lanes_of(log)) == Position(6)
+    assert resolve_stop(StartPoint("latest"), lanes_of(log)) == 2
+
+
+def test_an_empty_stream_starts_at_batch_0_wherever_it_is_asked_to():
+    log = MemoryLog()
+    create(log, MANIFEST)
+    for kind in ("earliest", "latest", "time"):
+        assert resolve_start(StartPoint(kind, 5), lanes_of(log)) == Position(0)
+    assert resolve_stop(StartPoint("latest"), lanes_of(log)) == 0
+
+
+def test_an_offset_is_the_first_batch_that_lies_there_or_later_in_every_lane():
+    log = stamped([(n, 1000) for n in range(6)])
+    lanes = lanes_of(log)
+    assert [lanes.since_offset(offset) for offset in range(4)] == [0, 2, 4, 6]
+    with pytest.raises(UsageError, match="offset 4 lies beyond the end"):
+        lanes.since_offset(4)
+    log.delete_before(TOPIC, 1, 1)
+    with pytest.raises(GoneError, match="offset 0 is gone"):
+        lanes.since_offset(0)
+
+
+def test_a_pass_starts_at_its_first_batch():
+    log = MemoryLog()
+    publish(log, MANIFEST, range(6))
+    assert resolve_start(StartPoint("pass", 1), lanes_of(log)) == Position(3)
+
+
+def test_a_batch_that_retention_took_is_gone_and_the_error_says_what_is_left():
+    log = stamped([(n, 1000) for n in range(8)])
+    log.delete_before(TOPIC, 0, 2)
+    with pytest.raises(GoneError, match=r"batch 2 is gone.*batch:3 \(pass 1\)"):
+        lanes_of(log).offset_of(TOPIC, 0, 2)
+
+
+# ---- any history of a lane ------------------------------------------------------------------------------------------
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[int]:
+    """Return the numbers of one lane of two (0, 2, 4, ...) as a run of producers may leave them.
+
+    Each step appends the next number, or repeats an earlier stretch, as a producer does that died before it knew.
+    """
+    history = [0]
+    for _ in range(draw(st.integers(0, 25))):
+        if draw(st.integers(0, 3)):
+            history.append(max(history) + 2)
+        else:
+            start = draw(st.integers(0, max(history) // 2)) * 2
+            length = draw(st.integers(1, 4))
+            history += [number for number in range(start, start + 2 * length, 2) if number <= max(history)]
+    return history
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(histories(), st.data())
+def test_reading_from_where_a_batch_is_found_meets_it_before_any_later_one(history, data):
+    log = stamped([(batch, 1000 + n) for n, batch in enumerate(history)])
+    batch = data.draw(st.integers(0, max(history) // 2)) * 2
+    offset = lanes_of(log).offset_of(TOPIC, 0, batch)
+    numbers = [number for number in history[offset:] if number >= batch]
+    assert numbers[0] == batch, f"{history} from {offset}"
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(histories(), st.data())
+def test_a_time_counts_the_greatest_batch_before_it_also_behind_duplicates(history, data):
+    log = stamped([(batch, 1000 + n) for n, batch in enumerate(history)])
+    cut = data.draw(st.integers(0, len(history)))
+    expected = max(history[:cut], default=-1) + 1
+    assert lanes_of(log).since_time(1000 + cut) == expected
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(histories())
+def test_the_end_is_found_behind_duplicates(history):
+    log = stamped([(batch, 1000) for batch in history])
+    assert lanes_of(log).after_end() == max(history) + 1
+
+
+def test_a_shifted_lane_of_a_mirror_is_read_by_its_numbers():
+    # a mirror that began at batch 4: lane 0 holds 4, 6, 8 at offsets 0, 1, 2
+    log = stamped([(n, 1000) for n in (4, 5, 6, 7, 8, 9)])
+    lanes = lanes_of(log)
+    assert lanes.earliest() == 4
+    record = log.source().record_at(TOPIC, 0, lanes.offset_of(TOPIC, 0, 8))
+    assert batch_of(record) == 8
+    with pytest.raises(GoneError):
+        lanes.offset_of(TOPIC, 0, 2)
