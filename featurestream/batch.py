@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from featurestream.errors import FingerprintError, UsageError
 from featurestream.position import Position
-from featurestream.record import ITEM_BYTES, MissingSample, Record, as_tensor, widen_bfloat16
+from featurestream.record import ITEM_BYTES, MissingSample, Record, widen_bfloat16
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +39,8 @@ class TapRows:
 
     def tensor(self) -> torch.Tensor:
         """Return a torch view (rows, *shape) in the stream's dtype. Do not write into it."""
+        from featurestream.tensors import as_tensor
+
         return as_tensor(self.payload.reshape(-1), self.dtype, (self.payload.shape[0], *self.shape))
 
 
@@ -112,6 +114,8 @@ class FeatureBatch:
         elif self.labels is not None:
             columns |= {f"label{k}": self.labels[:, k] for k in range(self.labels.shape[1])}
         features = self.numpy(tap).reshape(len(self), -1)
+        if features.dtype == np.float16:
+            features = features.astype(np.float32)  # pandas cannot sum or print float16 without overflow
         names = [f"f{number}" for number in range(features.shape[1])]
         return pd.concat([pd.DataFrame(columns), pd.DataFrame(features, columns=names)], axis=1)
 
@@ -156,14 +160,15 @@ def concatenate(parts: Sequence[FeatureBatch]) -> FeatureBatch:
     if len(parts) == 1:
         return parts[0]
     first, last = parts[0], parts[-1]
-    labels = [part.labels for part in parts if part.labels is not None]
+    # The labels of a batch from which every sample is missing have no rows, and so no kind.
+    labels = [part.labels for part in parts if part.labels is not None and len(part)] or [first.labels]
     return FeatureBatch(
         first.position,
         last.next_position,
         first.pass_number,
         np.concatenate([part.indices for part in parts]),
         tuple(id_ for part in parts for id_ in part.ids),
-        np.concatenate(labels) if labels else None,
+        None if labels[0] is None else np.concatenate(labels),
         {
             name: replace(tap, payload=np.concatenate([part.taps[name].payload for part in parts]))
             for name, tap in first.taps.items()
@@ -189,10 +194,9 @@ def regroup(batches: Iterable[FeatureBatch], size: int) -> Iterator[FeatureBatch
             last = first + size - held
             yield concatenate([*parts, batch.rows(first, last)])
             parts, held, first = [], 0, last
-        if first < len(batch):
-            rest = batch.rows(first, len(batch))
-            parts.append(rest)
-            held += len(rest)
+        if first < len(batch) or not len(batch):  # a batch without rows still says what is missing
+            parts.append(batch.rows(first, len(batch)))
+            held += len(parts[-1])
     if parts:
         yield concatenate(parts)
 

@@ -14,7 +14,8 @@
     │   ├── BrokerError                the broker cannot be reached, started or written to
     │   ├── RecordError                bytes on a topic that are not what they should be
     │   ├── DataError                  images, labels or weights that cannot be used
-    │   └── FeatureRangeError          a feature that does not fit the stream's dtype, or is not a number
+    │   ├── FeatureRangeError          a feature that does not fit the stream's dtype, or is not a number
+    │   └── DivergedError              training whose loss or scores are no longer finite
     ├── InexactError               the stream cannot be read exactly                    exit code 4
     │   ├── GoneError                  retention has deleted what was asked for
     │   ├── HoleError                  a batch that must be there is not
@@ -159,6 +160,10 @@ class DataError(OutsideError):
 
 class FeatureRangeError(OutsideError):
     """A feature that is not a number, or does not fit the stream's dtype; ``tap`` names where."""
+
+
+class DivergedError(OutsideError):
+    """Training whose loss or scores are no longer finite; ``step`` is the number of optimiser steps made."""
 
 
 # ---- the stream cannot be read exactly ------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def load_object(path: str, *, kind: str) -> Any:
     """Import what ``package.module:attribute`` names.
 
     The current folder counts as importable, as it does for ``python -m``. Raises UsageError when the module or the
-    attribute is not there; an error inside the user's module is his and passes through as its cause.
+    attribute is not there, and when the module itself fails; that error is the cause.
     """
     module_name, _, attribute = path.partition(":")
     here = str(Path.cwd())
@@ -36,11 +36,16 @@ def load_object(path: str, *, kind: str) -> Any:
             f'{kind} "{path}": cannot import "{module_name}" ({error})',
             hint="the module must be installed, or lie in the current folder",
         ) from error
+    except Exception as error:  # whatever the user's module raises while it runs is his to mend
+        raise UsageError(
+            f'{kind} "{path}": "{module_name}" failed while it was imported: {type(error).__name__}: {error}',
+            hint=f"run: python -c 'import {module_name}'",
+        ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise UsageError(
                 f'{kind} "{path}": module "{module_name}" has no "{attribute}"',
-                hint=f"it has: {', '.join(name for name in vars(found) if not name.startswith('_'))}",
+                hint=f"it has: {', '.join(name for name in dir(found) if not name.startswith('_'))}",
             )
         found = getattr(found, part)
     return found

@@ -168,9 +168,10 @@ NOT_FINGERPRINTED: Final = {
 def fingerprint_of(manifest: Manifest) -> str:
     """Return the first 32 hexadecimal digits of the SHA-256 of the manifest's deciding fields.
 
-    They are taken as JSON with sorted keys, no spaces, and non-ASCII characters as they are, in UTF-8.
+    They are taken as JSON with sorted keys, no spaces, no nulls, and non-ASCII characters as they are, in UTF-8. A
+    field that a later version adds must default to None, so that the streams of before keep their fingerprint.
     """
-    fields = manifest.model_dump(mode="json", exclude=NOT_FINGERPRINTED)  # type: ignore[arg-type]
+    fields = manifest.model_dump(mode="json", exclude=NOT_FINGERPRINTED, exclude_none=True)  # type: ignore[arg-type]
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from numbers import Real
 from typing import Final, Literal
 
 from featurestream.errors import UsageError
@@ -43,7 +44,9 @@ class StartPoint:
         if self.kind in ("earliest", "latest"):
             return self.kind
         if self.kind == "time":
-            return datetime.fromtimestamp(self.value / 1000).astimezone().isoformat(timespec="milliseconds")
+            # Seconds as a float would lose the last millisecond in some centuries.
+            time = datetime.fromtimestamp(self.value // 1000, UTC) + timedelta(milliseconds=self.value % 1000)
+            return time.astimezone().isoformat(timespec="milliseconds")
         if self.kind == "position":
             return str(Position(self.value, self.row))
         return f"{self.kind}:{self.value}"
@@ -61,11 +64,14 @@ def parse_start(text: str | int | float | datetime | Position | StartPoint, *, n
     if isinstance(text, Position):
         return StartPoint("position", text.batch, text.row)
     if isinstance(text, datetime):
-        return _at(text.timestamp())
-    if isinstance(text, bool):
-        raise UsageError(f"{text} is not a start point", hint=f"expected {FORMS}")
-    if isinstance(text, (int, float)):
-        return _at(float(text))
+        return _at_moment(text)
+    if isinstance(text, Real) and not isinstance(text, bool):  # NumPy's numbers too
+        try:
+            return _at(float(text))
+        except OverflowError as error:
+            raise UsageError("no log can hold a time of so many digits", hint=f"expected {FORMS}") from error
+    if not isinstance(text, str):
+        raise UsageError(f"{text!r} is not a start point", hint=f"expected {FORMS}")
     if text in ("earliest", "latest"):
         return StartPoint("earliest" if text == "earliest" else "latest")
     kind, colon, number = text.partition(":")
@@ -78,14 +84,22 @@ def parse_start(text: str | int | float | datetime | Position | StartPoint, *, n
     if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", text) and not re.fullmatch(r"[0-9]{8}", text):
         return _at(float(text))
     try:
-        return _at(datetime.fromisoformat(text).timestamp())
-    except (ValueError, OverflowError) as error:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
         raise UsageError(f'"{text}" is not a start point', hint=f"expected {FORMS}") from error
+    return _at_moment(moment)
+
+
+def _at_moment(moment: datetime) -> StartPoint:
+    try:
+        return _at(moment.timestamp())
+    except (ValueError, OverflowError, OSError) as error:  # a local time before the first one that the machine knows
+        raise UsageError(f"{moment} is not a time that a log can hold", hint=f"expected {FORMS}") from error
 
 
 def _at(seconds: float) -> StartPoint:
     # A negative number would reach Kafka as one of its special values (-1 is "end", -2 "start").
-    if not 0 <= seconds < 253_402_300_800:  # the year 10000
+    if not 0 <= seconds < 253_370_764_800:  # the year 9999: one later, a time zone could move it out of the calendar
         raise UsageError(
             f"{seconds} seconds since the epoch is not a time that a log can hold", hint=f"expected {FORMS}"
         )

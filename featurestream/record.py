@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurestream.errors import UsageError
-
-if TYPE_CHECKING:
-    import torch
+from featurestream.names import check_stream_name, check_tap_name
 
 #: Bytes of one number of each dtype that the wire format knows. All are little-endian and in C order.
 ITEM_BYTES: Final[dict[str, int]] = {"float16": 2, "bfloat16": 2, "float32": 4, "uint8": 1, "int64": 8}
+#: The largest batch, pass, sample index or size: the largest integer that a reader in any language holds exactly.
+MAX_NUMBER: Final = 2**53 - 1
+#: A row has at most this many axes.
+MAX_AXES: Final = 8
+#: Manifests make 32 hexadecimal digits; a reader only ever compares them.
+FINGERPRINT: Final = re.compile(r"[!-~]{1,64}")
+#: Bytes (UTF-8) of the reason of a missing sample: one that is longer would spoil what was planned for a record.
+REASON_BYTES: Final = 240
+
+_LABEL_FORMS: Final = ((np.dtype(np.int64), 1), (np.dtype(np.float32), 1), (np.dtype(np.float32), 2))
 
 
 @dataclass(frozen=True, slots=True)
 class MissingSample:
-    """A sample whose image could not be decoded: it has no row, and is listed instead."""
+    """A sample whose image could not be decoded: it has no row, and is listed instead.
+
+    ``reason`` is text for people, such as :func:`short_reason` makes it of an exception.
+    """
 
     index: int
     id: str
@@ -31,7 +44,7 @@ class Record:
     """The features of one batch at one tap, with the identity of every row.
 
     All taps of a batch have the same rows. ``features`` are held as raw bytes, so that a record costs no copy in
-    either direction: :meth:`numpy` and :meth:`tensor` are views.
+    either direction: :meth:`numpy` and :func:`featurestream.tensors.tensor_of` are views.
 
     Attributes:
         stream: the stream's name.
@@ -45,9 +58,13 @@ class Record:
         payload: the numbers, uint8 (rows * prod(shape) * item bytes,), row after row.
         indices: int64 (rows,), the sample's index in the dataset.
         ids: (rows,), the sample's id: its path relative to the dataset's root.
-        labels: int64 (rows,) class numbers, float32 (rows,) values or (rows, K) targets, or None.
+        labels: int64 (rows,) class numbers, float32 (rows,) values or (rows, K) targets, or None. A value or target
+            that is not known is NaN; no label is infinite.
         missing: the batch's samples that have no row.
         extracted_ns: when the features were computed, nanoseconds since the epoch by the producer's clock.
+        extra: header keys that a later writer added, kept as they came.
+
+    Raises UsageError where they do not belong together, or one of them is not what it should be.
     """
 
     stream: str
@@ -64,24 +81,80 @@ class Record:
     labels: NDArray[Any] | None
     missing: tuple[MissingSample, ...] = ()
     extracted_ns: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)  # header keys of later writers, kept as they came
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_stream_name(self.stream)
+        check_tap_name(self.tap)
+        self._check_numbers()
+        self._check_payload()
+        self._check_rows()
+
+    def _check_numbers(self) -> None:
+        if not FINGERPRINT.fullmatch(self.fingerprint):
+            raise UsageError(
+                f'"{self.fingerprint}" is not a fingerprint', hint="expected 1 to 64 printable ASCII characters"
+            )
+        for name, least in (("batch", 0), ("pass_number", 0), ("views", 1)):
+            value = getattr(self, name)
+            if not least <= value <= MAX_NUMBER:
+                raise UsageError(f"{name} of a record is {value}, expected {least} to 2^53 - 1")
+        if not 0 <= self.extracted_ns < 2**63:
+            raise UsageError(f"extracted_ns of a record is {self.extracted_ns}, expected nanoseconds since the epoch")
         if self.dtype not in ITEM_BYTES:
             raise UsageError(
                 f'a record cannot hold numbers of dtype "{self.dtype}"', hint=f"known: {', '.join(ITEM_BYTES)}"
             )
-        expected = self.rows * self.row_bytes
-        if self.payload.nbytes != expected:
+        if len(self.shape) > MAX_AXES:
+            raise UsageError(f"a row of {len(self.shape)} axes cannot be held", hint=f"expected at most {MAX_AXES}")
+        if not all(1 <= size <= MAX_NUMBER for size in self.shape):
+            raise UsageError(f"a row of shape {self.shape} cannot be held", hint="each size must be 1 or more")
+
+    def _check_payload(self) -> None:
+        payload = self.payload
+        if payload.dtype != np.uint8 or payload.ndim != 1 or not payload.flags.c_contiguous:
             raise UsageError(
-                f"the payload of batch {self.batch}, tap {self.tap} has {self.payload.nbytes} bytes, "
+                f"the payload of batch {self.batch}, tap {self.tap} is {payload.dtype} {payload.shape}",
+                hint="expected contiguous uint8 bytes: array.reshape(-1).view(numpy.uint8)",
+            )
+        expected = self.rows * self.row_bytes
+        if payload.nbytes != expected:
+            raise UsageError(
+                f"the payload of batch {self.batch}, tap {self.tap} has {payload.nbytes} bytes, "
                 f"but {self.rows} rows of {self.shape} {self.dtype} take {expected}"
             )
-        if self.indices.shape[0] != self.rows or (self.labels is not None and self.labels.shape[0] != self.rows):
+
+    def _check_rows(self) -> None:
+        where = f"batch {self.batch}, tap {self.tap}"
+        indices, labels = self.indices, self.labels
+        if indices.dtype != np.int64 or indices.ndim != 1:
             raise UsageError(
-                f"batch {self.batch}, tap {self.tap} has {self.rows} ids, {self.indices.shape[0]} sample indices "
-                f"and {0 if self.labels is None else self.labels.shape[0]} labels; each row has one of each"
+                f"the sample indices of {where} are {indices.dtype} {indices.shape}, expected int64 (rows,)"
             )
+        if len(indices) != self.rows or (labels is not None and len(labels) != self.rows):
+            raise UsageError(
+                f"{where} has {self.rows} ids, {len(indices)} sample indices "
+                f"and {'no' if labels is None else len(labels)} labels; each row has one of each"
+            )
+        if self.rows % self.views:
+            raise UsageError(f"{where} has {self.rows} rows, which {self.views} views of every sample cannot make")
+        # As unsigned, a negative index is a huge one: one look at the numbers is enough.
+        if self.rows and indices.view(np.uint64).max() > MAX_NUMBER:
+            raise UsageError(
+                f"the sample indices of {where} go from {indices.min()} to {indices.max()}, expected 0 to 2^53 - 1"
+            )
+        for sample in self.missing:
+            if not 0 <= sample.index <= MAX_NUMBER:
+                raise UsageError(f"a missing sample of {where} has index {sample.index}, expected 0 to 2^53 - 1")
+        if labels is None:
+            return
+        if (labels.dtype, labels.ndim) not in _LABEL_FORMS or (labels.ndim == 2 and labels.shape[1] == 0):
+            raise UsageError(
+                f"the labels of {where} are {labels.dtype} {labels.shape}",
+                hint="expected int64 (rows,), float32 (rows,) or float32 (rows, K)",
+            )
+        if labels.dtype == np.float32 and np.isinf(labels).any():
+            raise UsageError(f"the labels of {where} hold an infinite number", hint="a target that is not known is NaN")
 
     @property
     def rows(self) -> int:
@@ -91,7 +164,7 @@ class Record:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row's numbers."""
-        return int(np.prod(self.shape, dtype=np.int64)) * ITEM_BYTES[self.dtype]
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
     def numpy(self) -> NDArray[Any]:
         """Return the features as (rows, *shape): a read-only view of the payload.
@@ -100,31 +173,20 @@ class Record:
         """
         if self.dtype == "bfloat16":
             return widen_bfloat16(self.payload).reshape(self.rows, *self.shape)
-        return self.payload.view(np.dtype(self.dtype).newbyteorder("<")).reshape(self.rows, *self.shape)
+        view = self.payload.view(np.dtype(self.dtype).newbyteorder("<"))
+        view.flags.writeable = False
+        return view.reshape(self.rows, *self.shape)
 
-    def tensor(self) -> torch.Tensor:
-        """Return the features as a torch tensor (rows, *shape) in the stream's dtype, sharing the payload's memory.
 
-        The memory may belong to an immutable ``bytes``: do not write into it.
-        """
-        return as_tensor(self.payload, self.dtype, (self.rows, *self.shape))
+def short_reason(text: str) -> str:
+    """Return ``text`` as one line of at most :data:`REASON_BYTES` bytes of UTF-8; "..." ends it where it was cut."""
+    line = " ".join(text.split()).encode("utf-8", "replace")
+    if len(line) > REASON_BYTES:
+        line = line[: REASON_BYTES - 3] + b"..."
+    return line.decode("utf-8", "ignore")  # what a cut has left of a character at the end goes with it
 
 
 def widen_bfloat16(payload: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return the float32 numbers of raw bfloat16 bytes: bfloat16 is the upper half of a float32."""
     upper = payload.view("<u2").astype("<u4")
     return (upper << 16).view("<f4")
-
-
-def as_tensor(payload: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return a torch view of raw little-endian bytes; see :meth:`Record.tensor`."""
-    import warnings
-
-    import torch
-
-    if payload.nbytes == 0:
-        return torch.empty(shape, dtype=getattr(torch, dtype))
-    with warnings.catch_warnings():
-        # torch warns once for every buffer that is not writable; the contract above says what that means for callers.
-        warnings.filterwarnings("ignore", message="The given (buffer|NumPy array) is not writable")
-        return torch.from_numpy(payload).view(getattr(torch, dtype)).reshape(shape)

@@ -132,10 +132,11 @@ class StreamContract:
         manifest = make_manifest(name)
         create(log, manifest)
         append(log, manifest, [0, 1, 3, 4, 5])
-        with FeatureStream(name, "layer3", log=log) as stream, pytest.raises(HoleError, match="batch 2 is missing") as e:
+        stream = FeatureStream(name, "layer3", log=log)
+        with pytest.raises(HoleError, match="batch 2 is missing") as error:
             list(stream)
-        assert e.value.batch == 2
-        assert e.value.exit_code == 4
+        assert error.value.batch == 2
+        assert error.value.exit_code == 4
 
     def test_a_record_of_another_fingerprint_is_refused(self, log, name):
         manifest = make_manifest(name)

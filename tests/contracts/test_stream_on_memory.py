@@ -34,5 +34,5 @@ class TestStreamOnMemory(StreamContract):
         stream = iter(FeatureStream(name, "layer3", log=log))
         next(stream)
         log.delete_before(tap_topic(name, "layer3"), 0, 4)
-        with pytest.raises(GoneError, match="batch 1 .* before it was read.*begins at batch:4"):
+        with pytest.raises(GoneError, match=r"batch 1 .* before it was read.*begins at batch:4"):
             list(stream)

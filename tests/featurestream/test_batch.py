@@ -40,9 +40,10 @@ def test_features_are_views_of_the_record():
 
 
 def test_taps_with_other_rows_are_refused():
+    one = make_batch_record(MANIFEST, 0, "layer3")
+    other = make_batch_record(make_manifest(samples=10, batch_samples=4, classes=2), 0, "avgpool")
     with pytest.raises(FingerprintError, match="batch 0 has other rows at tap avgpool"):
-        other = make_batch_record(make_manifest(samples=10, batch_samples=4, classes=2), 0, "avgpool")
-        join([make_batch_record(MANIFEST, 0, "layer3"), other])
+        join([one, other])
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

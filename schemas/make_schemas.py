@@ -1,0 +1,27 @@
+"""Write the JSON Schemas of the values of `<stream>.manifest` from the models in featurestream/manifest.py.
+
+Run it after a change there, and look at the difference: a field that is gone, or means something else, breaks readers
+in other languages (README.md, "How it evolves"). `feature-record-v1.schema.json` is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from featurestream.manifest import End, Lease, Manifest, PassRecord
+
+MODELS = {"manifest": Manifest, "pass": PassRecord, "lease": Lease, "end": End}
+
+
+def main() -> None:
+    """Write the four files beside this one."""
+    for name, model in MODELS.items():
+        file = f"{name}-v1.schema.json"
+        marks = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": file}
+        text = json.dumps(marks | model.model_json_schema(), indent=2, ensure_ascii=False)
+        (Path(__file__).parent / file).write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""featurestream.tail: where lanes end, once they stand still."""
+
+from __future__ import annotations
+
+import pytest
+
+from featurestream.errors import GoneError, StreamBusyError
+from featurestream.memory import MemoryLog
+from featurestream.ports import Bounds, LogRecord
+from featurestream.tail import last_batch, settled_bounds
+
+PLACES = [("t", 0), ("t", 1)]
+
+
+class Growing:
+    """A log's look-ups on a clock of their own: lane -> the times at which a record arrives."""
+
+    def __init__(self, arrivals: dict[int, list[float]], look_s: float = 0.0) -> None:
+        self.arrivals = arrivals
+        self.look_s = look_s
+        self.now = 0.0
+        self.looks: list[float] = []
+
+    def bounds(self, topic: str, lane: int) -> Bounds:
+        self.looks.append(self.now)
+        high = sum(time <= self.now for time in self.arrivals[lane])
+        self.now += self.look_s
+        return Bounds(0, high)
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def settle(source, **arguments):
+    return settled_bounds(source, PLACES, clock=source.clock, sleep=source.sleep, **arguments)
+
+
+def test_lanes_that_stand_still_are_believed_after_the_quiet_time():
+    source = Growing({0: [], 1: [-1.0]})
+    assert settle(source, quiet_s=0.3) == {("t", 0): (0, 0), ("t", 1): (0, 1)}
+    assert 0.3 <= source.now <= 0.4
+
+
+def test_one_lane_that_moves_starts_the_quiet_time_of_all_anew():
+    source = Growing({0: [], 1: [0.25, 0.5, 0.75]})
+    assert settle(source, quiet_s=0.3)["t", 1] == (0, 3)
+    assert 1.05 <= source.now <= 1.15
+
+
+def test_the_time_that_looks_take_is_no_quiet_time():
+    # A look takes 1 s in each lane; the record arrives between the first look and the second.
+    source = Growing({0: [0.5], 1: []}, look_s=1.0)
+    assert settle(source, quiet_s=0.3)["t", 0] == (0, 1)
+
+
+def test_a_lane_that_never_stands_still_has_another_writer():
+    source = Growing({0: [number / 10 for number in range(1000)], 1: []})
+    with pytest.raises(StreamBusyError, match=r"ends of t still move after 5 s.*another producer"):
+        settle(source, limit_s=5.0)
+    assert 5.0 <= source.now <= 5.2
+
+
+def test_no_places_have_no_bounds():
+    source = Growing({})
+    assert settled_bounds(source, [], clock=source.clock, sleep=source.sleep) == {}
+
+
+def number_of(record: LogRecord) -> int:
+    return int(record.value or b"-1")
+
+
+def test_the_last_batch_is_that_of_the_last_record():
+    log = MemoryLog()
+    log.create_topic("t", 2, {})
+    sink, source = log.sink(), log.source()
+    assert last_batch(source, "t", 0, number_of) is None
+    for number in (3, 5, 4):
+        sink.append("t", 0, key=b"k", value=b"%d" % number)
+    assert last_batch(source, "t", 0, number_of) == 4
+    assert last_batch(source, "t", 1, number_of) is None
+    log.delete_before("t", 0, 2)
+    assert last_batch(source, "t", 0, number_of) == 4
+    log.delete_before("t", 0, 3)
+    assert last_batch(source, "t", 0, number_of) is None
+
+
+class Sparse:
+    """A lane of a hundred offsets of which only some hold records, as a mirrored one's may."""
+
+    def __init__(self, *offsets: int) -> None:
+        self.offsets = offsets
+
+    def bounds(self, topic: str, lane: int) -> Bounds:
+        return Bounds(0, 100)
+
+    def record_at(self, topic: str, lane: int, offset: int) -> LogRecord:
+        found = [there for there in self.offsets if there >= offset]
+        if not found:
+            raise GoneError("none")
+        return LogRecord(topic, lane, found[0], 0, b"k", (), b"%d" % found[0])
+
+
+@pytest.mark.parametrize(
+    ("offsets", "last"), [([0], 0), ([3, 50, 98], 98), ([99], 99), ([0, 60], 60), ([40, 41], 41), ([], None)]
+)
+def test_offsets_without_records_at_the_end_are_passed_over(offsets, last):
+    assert last_batch(Sparse(*offsets), "t", 0, number_of) == last
