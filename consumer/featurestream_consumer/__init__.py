@@ -1,0 +1,1 @@
+"""The consumer: reads a stream of features and trains heads on it."""

@@ -1,0 +1,59 @@
+"""Random numbers that belong to one experiment, whatever else its process does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+import xxhash
+from torch import Tensor
+
+
+class OwnRandom:
+    """One experiment's random state, lent to torch's global generators while its head runs.
+
+    Dropout draws from the global generator, and so may any layer of a user's head. Each experiment keeps the state of
+    its own and swaps it in, so its masks are the same alone, beside sixty others, and after a restart. The swap costs
+    about 5 microseconds on the CPU. Nothing else in the process may draw from torch's global generator meanwhile.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        # Not the seed itself: the head's weights were drawn with that.
+        start = xxhash.xxh3_64_intdigest(b"training/%d" % seed)
+        self._cpu = torch.Generator().manual_seed(start).get_state()
+        self._cuda = torch.Generator(device).manual_seed(start).get_state() if device.type == "cuda" else None
+        self._device = device
+
+    @contextmanager
+    def lent(self, *, keep: bool = True) -> Iterator[None]:
+        """Make this the global random state for the block, and the former one again after it.
+
+        With ``keep`` the numbers drawn are used up; without, the next block draws the same ones again (evaluation
+        must not change what training draws).
+        """
+        outside_cpu = torch.get_rng_state()
+        torch.set_rng_state(self._cpu)
+        outside_cuda = torch.cuda.get_rng_state(self._device) if self._cuda is not None else None
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)
+        try:
+            yield
+            if keep:
+                self._cpu = torch.get_rng_state()
+                if self._cuda is not None:
+                    self._cuda = torch.cuda.get_rng_state(self._device)
+        finally:
+            torch.set_rng_state(outside_cpu)
+            if outside_cuda is not None:
+                torch.cuda.set_rng_state(outside_cuda, self._device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state of each generator as bytes."""
+        return {"cpu": self._cpu} if self._cuda is None else {"cpu": self._cpu, "cuda": self._cuda}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what :meth:`state_dict` returned; a run that moves to CUDA starts that generator from its seed."""
+        self._cpu = state["cpu"].cpu()
+        if self._cuda is not None and "cuda" in state:
+            self._cuda = state["cuda"].cpu()

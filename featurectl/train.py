@@ -1,0 +1,114 @@
+"""``featurectl train``: one experiment on a stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featurectl import options
+
+Arguments = list[str] | None
+
+
+def train(
+    *,
+    stream: Annotated[str, typer.Argument(help="The stream to train on.")],
+    tap: Annotated[
+        list[str],
+        typer.Option(metavar="TAP", help="The tap to train on; several are laid side by side in the order given."),
+    ],
+    name: Annotated[str, typer.Option(metavar="NAME", help="The experiment's name, and its run folder's.")],
+    head: Annotated[str, typer.Option(help="linear, mlp or package.module:function.")] = "mlp",
+    head_arg: Annotated[Arguments, typer.Option(metavar="K=V", help="Such as hidden=512,128 or dropout=0.1.")] = None,
+    loss: Annotated[str, typer.Option(help="cross_entropy, mse, bce or package.module:function.")] = "cross_entropy",
+    loss_arg: Annotated[Arguments, typer.Option(metavar="K=V", help="Such as label_smoothing=0.1.")] = None,
+    optimizer: Annotated[str, typer.Option(help="Any class of torch.optim, or package.module:function.")] = "Adam",
+    optimizer_arg: Annotated[Arguments, typer.Option(metavar="K=V", help="Such as lr=0.01.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Any class of torch.optim.lr_scheduler, stepped each optimiser step.")
+    ] = None,
+    scheduler_arg: Annotated[Arguments, typer.Option(metavar="K=V", help="Such as T_max=500.")] = None,
+    normalize: Annotated[str, typer.Option(help="What is done to features first: none, l2 or standardize.")] = "none",
+    epochs: Annotated[int, typer.Option(help="Passes to read; where there are fewer, they are read again.")] = 10,
+    batch_size: Annotated[int, typer.Option(help="Rows an optimiser step, whatever the records hold.")] = 256,
+    seed: Annotated[int, typer.Option(help="What weights and dropout are drawn from.")] = 0,
+    validate: Annotated[
+        str | None, typer.Option(metavar="STREAM", help="The stream to validate on after every epoch.")
+    ] = None,
+    metric: Annotated[
+        Arguments, typer.Option(metavar="NAME", help="The metric to compare by, and others. [default: by the loss]")
+    ] = None,
+    start: options.From = "earliest",
+    until: options.Until = None,
+    runs: options.Runs = Path("runs"),
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N; auto is the first GPU, else the CPU.")] = "auto",
+    reporter: Annotated[
+        Arguments,
+        typer.Option(metavar="NAME", help="console, jsonl, tensorboard or package.module:function. [default: all]"),
+    ] = None,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between two checkpoints.")] = 30.0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that is there; refuse to begin a new one.")
+    ] = False,
+    bootstrap_servers: options.BootstrapServers = None,
+    kafka_config: options.KafkaConfig = None,
+    as_json: options.Json = False,
+) -> None:
+    """Train one experiment. Stopped at any moment, the same command goes on where it was."""
+    from featurectl.output import print_json
+    from featurestream_consumer.config import TrainConfig, parse_arguments
+
+    config = TrainConfig(
+        name=name,
+        stream=stream,
+        taps=tap,
+        head=head,
+        head_args=parse_arguments(head_arg or []),
+        loss=loss,
+        loss_args=parse_arguments(loss_arg or []),
+        optimizer=optimizer,
+        optimizer_args=parse_arguments(optimizer_arg or []),
+        scheduler=scheduler,
+        scheduler_args=parse_arguments(scheduler_arg or []),
+        normalize=normalize,
+        metrics=metric or (),
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        validate_stream=validate,
+        start=start,
+        stop=until,
+        runs=runs,
+        device=device,
+        checkpoint_seconds=checkpoint_seconds,
+        reporters=reporter or (),
+    )
+    from featurestream_consumer.build import check_config
+
+    check_config(config)  # before a broker is asked for, or started
+    from featurestream_consumer.run import train as run_training
+
+    try:
+        with options.open_log(bootstrap_servers, kafka_config) as log:
+            result = run_training(config, log, resume=resume, say=options.say, progress=True)
+    except KeyboardInterrupt:
+        options.say(f"stopped; what was learnt up to the last checkpoint is in {runs / name}: the same command goes on")
+        raise
+    if as_json:
+        print_json(
+            {
+                "name": name,
+                "folder": str(result.folder),
+                "steps": result.steps,
+                "passes": result.passes,
+                "metrics": result.metrics,
+                "already_finished": result.already_finished,
+            }
+        )
+    elif not result.already_finished:
+        from featurestream_consumer.reporters.console import format_metric
+
+        metrics = ", ".join(f"{key} {format_metric(key, value)}" for key, value in result.metrics.items())
+        typer.echo(f"{name}: {metrics} after {result.steps} steps; {result.folder}")
