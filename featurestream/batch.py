@@ -161,14 +161,14 @@ def concatenate(parts: Sequence[FeatureBatch]) -> FeatureBatch:
         return parts[0]
     first, last = parts[0], parts[-1]
     # The labels of a batch from which every sample is missing have no rows, and so no kind.
-    labels = [part.labels for part in parts if part.labels is not None and len(part)] or [first.labels]
+    labels = [part.labels for part in parts if part.labels is not None and len(part)]
     return FeatureBatch(
         first.position,
         last.next_position,
         first.pass_number,
         np.concatenate([part.indices for part in parts]),
         tuple(id_ for part in parts for id_ in part.ids),
-        None if labels[0] is None else np.concatenate(labels),
+        np.concatenate(labels) if labels else first.labels,
         {
             name: replace(tap, payload=np.concatenate([part.taps[name].payload for part in parts]))
             for name, tap in first.taps.items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from featurestream.batch import concatenate, join, regroup
 from featurestream.errors import FingerprintError, UsageError
 from featurestream.position import Position
+from featurestream.record import MissingSample
 from tests.support import make_batch_record, make_manifest
 
 MANIFEST = make_manifest(samples=10, batch_samples=4, passes=2)  # batches of 4, 4 and 2 rows
@@ -68,6 +71,19 @@ def test_a_frame_has_a_row_a_row():
     frame = joined(0).frame("layer3")
     assert list(frame.columns) == ["index", "id", "pass", "label", "f0", "f1"]
     assert frame.iloc[1].tolist() == [1, "img/1.png", 0, 1, 10.0, 11.0]
+
+
+def test_a_batch_without_rows_still_says_what_is_missing():
+    lost = MissingSample(4, "img/4.png", "cannot decode")
+    whole = make_batch_record(MANIFEST, 1, "layer3")
+    empty = replace(
+        whole, payload=whole.payload[:0], indices=whole.indices[:0], ids=(), labels=whole.labels[:0], missing=(lost,)
+    )
+    groups = list(regroup([join([make_batch_record(MANIFEST, 0, "layer3")]), join([empty])], 8))
+    assert [len(group) for group in groups] == [4]
+    assert groups[0].missing == (lost,)
+    assert groups[0].labels.tolist() == [0, 1, 2, 0]
+    assert groups[0].next_position == Position(2)
 
 
 def test_putting_nothing_together_is_the_callers_mistake():
