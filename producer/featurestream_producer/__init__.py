@@ -1,0 +1,1 @@
+"""The producer: runs a frozen backbone over images and publishes what its layers say."""

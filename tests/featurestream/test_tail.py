@@ -50,9 +50,10 @@ def test_one_lane_that_moves_starts_the_quiet_time_of_all_anew():
     assert 1.05 <= source.now <= 1.15
 
 
-def test_the_time_that_looks_take_is_no_quiet_time():
-    # A look takes 1 s in each lane; the record arrives between the first look and the second.
-    source = Growing({0: [0.5], 1: []}, look_s=1.0)
+def test_all_lanes_stand_still_together_however_long_a_look_takes():
+    # A look at both lanes takes 2 s. The record comes just after the second look at lane 0: between the looks at 0 and
+    # at 2.05 s nothing has come anywhere, but that was no common quiet time of 0.3 s.
+    source = Growing({0: [2.2], 1: []}, look_s=1.0)
     assert settle(source, quiet_s=0.3)["t", 0] == (0, 1)
 
 

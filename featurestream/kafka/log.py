@@ -1,0 +1,213 @@
+"""A Kafka cluster as a log: its topics, its sinks and sources, and the positions that readers show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from featurestream.absent import no_lane
+from featurestream.cluster import Cluster
+from featurestream.errors import BrokerError, StreamMismatchError, UsageError
+from featurestream.kafka.client import CONNECT_S, Home, Reports, ask, open_client
+from featurestream.kafka.config import LANE_QUEUE_KBYTES, SINK_QUEUE_KBYTES, admin_settings, check_properties
+from featurestream.kafka.errors import NO_LANE, code_of, request_failed
+from featurestream.kafka.sink import KafkaSink
+from featurestream.kafka.source import STALL_S, KafkaSource
+from featurestream.names import GROUP_PREFIX
+
+T = TypeVar("T")
+
+SHOWN_S: Final = 30.0
+REPLICAS: Final = 3  # the usual number: one broker may fail while another is being restarted
+
+
+class KafkaLog:
+    """A :class:`~featurestream.ports.Log` on a Kafka cluster. Close it, or use it as a context manager.
+
+    ``queue_kbytes`` bounds what each lane's reader reads ahead, ``sink_queue_kbytes`` what each sink holds that is
+    not acknowledged; a reader gives up after ``stall_s`` seconds without contact. Nothing is connected before it is
+    needed. Raises UsageError for properties that contradict the settings on which exactness rests.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        client_id: str = "featurestream",
+        queue_kbytes: int = LANE_QUEUE_KBYTES,
+        sink_queue_kbytes: int = SINK_QUEUE_KBYTES,
+        stall_s: float = STALL_S,
+    ) -> None:
+        check_properties(cluster)
+        self.cluster = cluster
+        self._client_id = client_id
+        self._queue_kbytes = queue_kbytes
+        self._sink_queue_kbytes = sink_queue_kbytes
+        self._stall_s = stall_s
+        self._home = Home()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the log's own connection; sinks and sources live on until they are closed."""
+        self.__dict__.pop("_admin", None)  # the client disconnects when nothing refers to it
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A log may be sent to another process: it connects anew there.
+        return {key: value for key, value in self.__dict__.items() if key not in ("_admin", "_home")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _home=Home())
+
+    def sink(self) -> KafkaSink:
+        """Return a new sink; the caller closes it."""
+        return KafkaSink(self.cluster, client_id=self._client_id, queue_kbytes=self._sink_queue_kbytes)
+
+    def source(self) -> KafkaSource:
+        """Return a new source; the caller closes it."""
+        return KafkaSource(
+            self.cluster, client_id=self._client_id, queue_kbytes=self._queue_kbytes, stall_s=self._stall_s
+        )
+
+    def topics(self) -> dict[str, int]:
+        """Return every topic's name and number of lanes."""
+        found = self._ask("cannot list the topics", lambda client, look_s: client.list_topics(timeout=look_s)).topics
+        # A topic that is just being deleted is listed with an error and without lanes.
+        return {name: len(topic.partitions) for name, topic in found.items() if topic.partitions}
+
+    def create_topic(self, topic: str, lanes: int, settings: Mapping[str, str]) -> None:
+        """Create a topic, and return when the cluster shows it; see :class:`~featurestream.ports.Log`.
+
+        It has as many replicas as the cluster has brokers, but no more than three; with three, a record counts as
+        written when two have it (``min.insync.replicas``), unless ``settings`` say otherwise.
+        """
+        if lanes < 1:
+            raise UsageError(f'topic "{topic}" needs at least one lane, got {lanes}')
+        doing = f'cannot create the topic "{topic}"'
+        brokers = self._ask(doing, lambda client, look_s: client.list_topics(timeout=look_s)).brokers
+        replicas = min(REPLICAS, len(brokers))
+        config = {"min.insync.replicas": "2" if replicas == REPLICAS else "1", **settings}
+        new = NewTopic(topic, num_partitions=lanes, replication_factor=replicas, config=config)
+        self._ask(
+            doing,
+            lambda client, look_s: client.create_topics([new], request_timeout=look_s)[topic].result(),
+            unless=frozenset({KafkaError.TOPIC_ALREADY_EXISTS}),
+        )
+        found = self._wait_until(doing, lambda: self._lanes_of(doing, topic))
+        if found != lanes:
+            raise StreamMismatchError(
+                f'topic "{topic}" exists with {found} lanes, not {lanes}',
+                hint="the lanes of a stream are fixed when it is created",
+                differences={"lanes": (found, lanes)},
+            )
+
+    def delete_topics(self, topics: Sequence[str]) -> None:
+        """Delete topics, and return when the cluster no longer shows them; those that do not exist are no error."""
+        for topic in topics:
+            self._delete(topic)
+
+    def _delete(self, topic: str) -> None:
+        doing = f'cannot delete the topic "{topic}"'
+        self._ask(
+            doing,
+            lambda client, look_s: client.delete_topics([topic], request_timeout=look_s)[topic].result(),
+            unless=NO_LANE,
+        )
+        self._wait_until(doing, lambda: self._lanes_of(doing, topic) is None)
+
+    def commit_positions(self, group: str, offsets: Mapping[tuple[str, int], int]) -> None:
+        """Publish the next offset of each (topic, lane) under a group, which nobody needs to have joined."""
+        if not offsets:
+            return
+        doing = f'cannot commit positions to the group "{group}"'
+        places = [TopicPartition(topic, lane, offset) for (topic, lane), offset in offsets.items()]
+        asked = [ConsumerGroupTopicPartitions(group, places)]
+        done = self._ask(
+            doing,
+            lambda client, look_s: client.alter_consumer_group_offsets(asked, request_timeout=look_s)[group].result(),
+        )
+        for place in done.topic_partitions:
+            if place.error is not None and place.error.code() in NO_LANE:
+                raise no_lane(place.topic, place.partition)
+            if place.error is not None:
+                raise request_failed(place.error, doing, self.cluster.bootstrap_servers)
+
+    def committed_positions(self) -> dict[str, dict[tuple[str, int], int]]:
+        """Return what each of our groups (see :data:`featurestream.names.GROUP_PREFIX`) has committed."""
+        listed = self._ask(
+            "cannot list the consumer groups",
+            lambda client, look_s: client.list_consumer_groups(request_timeout=look_s).result(),
+        )
+        groups = sorted(entry.group_id for entry in listed.valid if entry.group_id.startswith(GROUP_PREFIX))
+        return {group: self._committed(group) for group in groups}
+
+    def _committed(self, group: str) -> dict[tuple[str, int], int]:
+        asked = [ConsumerGroupTopicPartitions(group)]
+        found = self._ask(
+            f'cannot read the positions of the group "{group}"',
+            lambda client, look_s: client.list_consumer_group_offsets(asked, request_timeout=look_s)[group].result(),
+        )
+        return {(place.topic, place.partition): place.offset for place in found.topic_partitions if place.offset >= 0}
+
+    @cached_property
+    def _admin(self) -> tuple[AdminClient, Reports]:
+        return open_client(AdminClient, admin_settings(self.cluster, self._client_id))
+
+    def _ask(
+        self, doing: str, question: Callable[[AdminClient, float], Any], *, unless: frozenset[int] = frozenset()
+    ) -> Any:
+        """Return the cluster's answer, or None where it refuses with one of the codes in ``unless``.
+
+        A question is asked again while the cluster is starting or electing, so it must do no harm when it is answered
+        twice: a topic that was created by the first try exists for the second.
+        """
+        self._home.check()
+        client, reports = self._admin
+        limit_s = self._stall_s if reports.contact else CONNECT_S
+        try:
+            return ask(client, reports, limit_s, lambda look_s: question(client, look_s))
+        except KafkaException as error:
+            if code_of(error) in unless:
+                return None
+            raise request_failed(error, doing, self.cluster.bootstrap_servers) from error
+
+    def _lanes_of(self, doing: str, topic: str) -> int | None:
+        """Return a topic's number of lanes, or None where the cluster shows no such topic."""
+        asked = TopicCollection([topic])
+        found = self._ask(
+            doing,
+            lambda client, look_s: client.describe_topics(asked, request_timeout=look_s)[topic].result(),
+            unless=NO_LANE,
+        )
+        return None if found is None else len(found.partitions)
+
+    def _wait_until(self, doing: str, look: Callable[[], T]) -> T:
+        """Return the first true answer of ``look``: what the controller has done, brokers show a moment later."""
+        began = time.monotonic()
+        while not (answer := look()):
+            if time.monotonic() - began > SHOWN_S:
+                raise BrokerError(
+                    f"{doing}: done, but not shown by Kafka at {self.cluster.bootstrap_servers} after {SHOWN_S:.0f} s",
+                    hint="is one of its brokers out of step? see featurectl broker logs",
+                )
+            self._admin[0].poll(0.02)
+        return answer

@@ -1,0 +1,62 @@
+"""Which devices compute, by the names that the user gives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from featurestream.errors import UnknownNameError, UsageError
+
+AUTO = "auto"
+
+
+def find_devices(names: Sequence[str], environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Return the torch devices that ``names`` select, with their numbers: ``cuda`` becomes ``cuda:0``.
+
+    ``auto`` is the first GPU, or the CPU where there is none. A device that is named twice gets two workers. Raises
+    UsageError, or UnknownNameError with the devices that there are, before any of them is touched.
+    """
+    if environment.get("WORLD_SIZE", "1") != "1":
+        raise UsageError(
+            f"this process is one of {environment['WORLD_SIZE']} that torchrun started; "
+            "several hosts cannot yet publish one stream together",
+            hint="start it without torchrun; on one host, --device cuda:0,cuda:1 starts a process a device",
+        )
+    known = known_devices()
+    found = []
+    for name in names:
+        chosen = (known[1:] or known)[0] if name == AUTO else name
+        if chosen in ("cuda", "xpu", "mps") and f"{chosen}:0" in known:
+            chosen += ":0"
+        if chosen not in known:
+            raise UnknownNameError("device", name, known, where=f"or {AUTO}")
+        found.append(chosen)
+    return tuple(found)
+
+
+def known_devices() -> list[str]:
+    """Return the devices of this machine that torch can use: the CPU first."""
+    found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        found.append("mps:0")
+    if hasattr(torch, "xpu"):
+        found += [f"xpu:{number}" for number in range(torch.xpu.device_count())]
+    return found
+
+
+def device_title(device: str) -> str:
+    """Return what a device is called by its maker; ``cpu`` for the CPU."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device.partition(":")[0]
+
+
+def loader_workers(device: str, devices: int, cores: int) -> int:
+    """Return how many loader processes a device gets where nobody says.
+
+    A GPU is fast enough to need all cores for decoding. On the CPU the forward takes the cores, and is so much slower
+    than decoding that a thread mostly keeps up; with many cores a few processes do it.
+    """
+    if device == "cpu":
+        return cores // (4 * devices)
+    return max(1, min(8, cores // devices))

@@ -1,0 +1,231 @@
+"""Start one worker a device, and hear from all of them: one in a thread of this process, several in processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from types import TracebackType
+from typing import Protocol, Self
+
+import torch
+
+from featurestream.errors import FeatureStreamError, InternalError, OutsideError, UsageError
+from featurestream.ports import Log
+from featurestream_producer.interrupts import interrupt_blocked
+from featurestream_producer.taps import TapReader
+from featurestream_producer.worker import Done, Durable, Job, Sent, work
+
+END_S = 30.0  # how long a worker that was told to stop may take to send what it has computed
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The worker has ended with an error."""
+
+    worker: int
+    error: BaseException
+
+
+Event = Sent | Durable | Done | Failed
+MakeReader = Callable[[Job], TapReader]
+
+
+class Crew(Protocol):
+    """The running workers. A context manager: leaving it ends what still runs."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        """Return what a worker reports next, None when nothing came in time. Every worker ends with Done or Failed."""
+
+    def stop(self) -> None:
+        """Ask all workers to take no more batches, send what they have and end. Can be called again."""
+
+
+def start(jobs: Sequence[Job], log: Log, make_reader: MakeReader) -> Crew:
+    """Return the workers of ``jobs``, to be started by entering the crew.
+
+    ``make_reader`` builds a job's backbone where it is needed: for one job in this process, for several in each
+    process (it is pickled, and so is the log).
+    """
+    return HereCrew(jobs[0], log, make_reader) if len(jobs) == 1 else ProcessCrew(jobs, log, make_reader)
+
+
+class HereCrew:
+    """One worker in a thread of this process."""
+
+    def __init__(self, job: Job, log: Log, make_reader: MakeReader) -> None:
+        self._job, self._log, self._make_reader = job, log, make_reader
+        self._events: queue.Queue[Event] = queue.Queue()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"worker {job.device}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if not isinstance(error, KeyboardInterrupt):  # a second Ctrl-C: whoever gives it wants no more waiting
+            self._thread.join()
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        """Return what the worker reports next, None when nothing came in time."""
+        try:
+            return self._events.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def stop(self) -> None:
+        """Ask the worker to end."""
+        self._stop.set()
+
+    def _run(self) -> None:
+        self._events.put(_run_job(self._job, self._log, self._make_reader, self._events.put, self._stop))
+
+
+class ProcessCrew:
+    """One spawned process a worker; each has a pipe to this one.
+
+    A process ends at once when this one is gone, whatever took it: it would go on publishing as a zombie.
+    """
+
+    def __init__(self, jobs: Sequence[Job], log: Log, make_reader: MakeReader) -> None:
+        self._jobs = list(jobs)
+        self._log = log
+        self._make_reader = make_reader
+        self._pipes: dict[int, Connection] = {}
+        self._processes: dict[int, SpawnProcess] = {}
+        self._open: set[int] = set()  # workers that have not reported their end
+
+    def __enter__(self) -> Self:
+        context = multiprocessing.get_context("spawn")
+        threads = max(1, torch.get_num_threads() // len(self._jobs))
+        payloads = [_pickled((job, self._log, self._make_reader)) for job in self._jobs]
+        for job, payload in zip(self._jobs, payloads, strict=True):
+            here, there = context.Pipe()
+            process = context.Process(target=_process_main, args=(payload, there, threads), name=f"worker {job.device}")
+            with interrupt_blocked():
+                process.start()
+            there.close()
+            self._pipes[job.index], self._processes[job.index] = here, process
+            self._open.add(job.index)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        deadline = time.monotonic() + (0 if self._open else END_S)
+        for process in self._processes.values():
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+        for pipe in self._pipes.values():
+            pipe.close()
+
+    def next_event(self, timeout_s: float) -> Event | None:
+        """Return what a worker reports next, None when nothing came in time."""
+        pipes = {self._pipes[index]: index for index in self._open}
+        for ready in wait(list(pipes), timeout_s):
+            index = next(found for pipe, found in pipes.items() if pipe is ready)
+            try:
+                event: Event = self._pipes[index].recv()
+            except (EOFError, OSError):
+                event = Failed(index, self._death(index))
+            if isinstance(event, (Done, Failed)):
+                self._open.discard(index)
+            return event
+        return None
+
+    def stop(self) -> None:
+        """Ask all workers to end."""
+        for index in self._open:
+            try:
+                self._pipes[index].send("stop")
+            except OSError:
+                continue  # it is gone; next_event tells
+
+    def _death(self, index: int) -> OutsideError:
+        process = self._processes[index]
+        process.join(END_S)
+        code = process.exitcode
+        how = f"ended with code {code}"
+        if code is not None and code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        return OutsideError(
+            f"the worker of {self._jobs[index].device} (process {process.pid}) {how}",
+            hint="a worker is mostly killed for memory: a smaller --batch-size or fewer --workers; "
+            "the same command goes on where the stream ends",
+        )
+
+
+def _pickled(work: object) -> bytes:
+    try:
+        return pickle.dumps(work)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UsageError(
+            f"the work cannot be sent to a process of its own: {error}",
+            hint="several devices need data, transform and log that can be pickled; or use one device",
+        ) from error
+
+
+def _process_main(payload: bytes, pipe: Connection, threads: int) -> None:
+    """Run one job in a process of its own; ``pipe`` brings requests to stop, and takes what happens."""
+    torch.set_num_threads(threads)
+    # Ctrl-C is blocked from the start. SIGTERM may come to all of a service's processes: the first one tells the rest.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+    stop = threading.Event()
+    lock = threading.Lock()  # the sender's thread and this one report
+
+    def listen() -> None:
+        try:
+            while True:
+                pipe.recv()
+                stop.set()
+        except (EOFError, OSError):
+            os._exit(1)  # the process that started this one is gone, and with it the stream's lease
+
+    def report(event: Event) -> None:
+        with lock:
+            pipe.send(event)
+
+    threading.Thread(target=listen, name="listener", daemon=True).start()
+    job, log, make_reader = pickle.loads(payload)  # noqa: S301 - from our own process, through our own pipe
+    report(_run_job(job, log, make_reader, report, stop))
+
+
+def _run_job(
+    job: Job, log: Log, make_reader: MakeReader, report: Callable[[Event], None], stop: threading.Event
+) -> Done | Failed:
+    """Do a job from its connection on; return how it ended."""
+    try:
+        reader = make_reader(job)
+        sink = log.sink()
+        try:
+            return Done(job.index, work(job, reader, sink, report, stop))
+        finally:
+            sink.close()
+    except FeatureStreamError as error:
+        return Failed(job.index, error)
+    except BaseException as error:  # noqa: BLE001 - whatever it is must reach the process that reports it
+        # As text: a traceback does not travel between processes.
+        trace = "".join(traceback.format_exception(error))
+        return Failed(job.index, InternalError(f"the worker of {job.device} failed:\n{trace}"))

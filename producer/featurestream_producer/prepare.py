@@ -1,0 +1,266 @@
+"""Everything that can be wrong, found before an image is decoded or a topic created."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final, Literal
+
+import numpy as np
+import torch
+
+from featurestream.errors import DataError, UsageError
+from featurestream.manifest import BackboneFacts, DataFacts, Manifest, TapFacts, check_same, sealed
+from featurestream_producer.backbones import Backbone, build_backbone
+from featurestream_producer.config import DEFAULT_LANES, ProduceConfig
+from featurestream_producer.datasets import ImageDataset, open_dataset
+from featurestream_producer.devices import device_title, find_devices
+from featurestream_producer.plan import Plan, Speed, choose_batch_samples, plan_of
+from featurestream_producer.sampling import sample_seed
+from featurestream_producer.taps import DTYPES, TapReader, TapSpec, parse_taps
+from featurestream_producer.transforms import Transform, build_transform
+from featurestream_producer.worker import Job
+
+#: Packages whose version may change the last bits of a feature.
+DECIDING_PACKAGES: Final = ("torch", "torchvision", "timm", "numpy", "pillow")
+MEASURE_S: Final = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A run that can work: its parts, and the manifest that it would give a new stream."""
+
+    config: ProduceConfig
+    devices: tuple[str, ...]
+    dataset: ImageDataset
+    transform: Transform
+    backbone: Backbone
+    reader: TapReader
+    manifest: Manifest
+
+    def plan(self, manifest: Manifest, speed: Speed | None = None) -> Plan:
+        """Return the plan of the stream that ``manifest`` describes, with this run's retention."""
+        return plan_of(
+            manifest,
+            self.dataset.ids,
+            retention_ms=self.config.retention_ms,
+            retention_bytes=self.config.retention_bytes,
+            speed=speed,
+        )
+
+
+def prepare(config: ProduceConfig) -> Prepared:
+    """Return the run that ``config`` asks for.
+
+    Names, data, backbone, taps and devices are checked by building them; a sample that is too large for a record, and
+    lanes that are fewer than devices, are refused. Images are not read, and no broker is needed. Raises what the parts
+    raise: UsageError, UnknownNameError, DataError, FeatureRangeError.
+    """
+    devices = find_devices(config.devices)
+    lanes = config.lanes if config.given("lanes") else max(DEFAULT_LANES, len(devices))
+    check_lanes(lanes, devices)
+    specs = parse_taps(list(config.taps))
+    dataset = open_dataset(
+        config.data,
+        root=config.root,
+        path_column=config.path_column,
+        label_column=config.label_column,
+        split=config.split,
+    )
+    backbone = build_backbone(config.model, weights=config.weights, seed=config.seed)
+    transform = build_transform(config.transform, image_size=config.image_size, preset=backbone.preset)
+    # With several devices each gets a process, and this one must not take memory on any of them.
+    reader = build_reader(config, backbone, transform, specs, devices[0] if len(devices) == 1 else "cpu")
+    taps = [_tap_facts(spec, reader.shapes[spec.name]) for spec in specs]
+    data = _data_facts(config, dataset)
+    manifest = Manifest(
+        stream=config.stream,
+        data=data,
+        transform=transform.describe(),
+        backbone=BackboneFacts(
+            name=backbone.name, weights=backbone.weights.source, weights_sha256=backbone.weights.sha256
+        ),
+        taps=taps,
+        dtype=config.dtype,
+        seed=config.seed,
+        batch_samples=choose_batch_samples(
+            taps,
+            dtype=config.dtype,
+            samples=len(dataset),
+            views=config.views,
+            longest_id_bytes=max(len(text.encode()) for text in dataset.ids),
+            label_values=data.label_values,
+            batch_size=config.batch_size,
+        ),
+        lanes=lanes,
+        views=config.views,
+        passes=config.passes,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        made_with=made_with(devices[0]),
+    )
+    return Prepared(config, devices, dataset, transform, backbone, reader, sealed(manifest))
+
+
+def build_reader(
+    config: ProduceConfig, backbone: Backbone, transform: Transform, specs: Sequence[TapSpec], device: str
+) -> TapReader:
+    """Return the reader of the taps on a device."""
+    return TapReader(
+        backbone.model,
+        specs,
+        image_size=transform.image_size,
+        dtype=DTYPES[config.dtype],
+        device=device,
+        model_name=config.model,
+    )
+
+
+@dataclass(frozen=True)
+class ReaderMaker:
+    """Builds a job's reader anew, in a process of its own. Picklable."""
+
+    config: ProduceConfig
+
+    def __call__(self, job: Job) -> TapReader:
+        """Return the reader on the job's device; DataError where the weights are not those of the manifest."""
+        backbone = build_backbone(self.config.model, weights=self.config.weights, seed=self.config.seed)
+        if backbone.weights.sha256 != job.manifest.backbone.weights_sha256:
+            raise DataError(
+                f"the weights of {self.config.model} are others each time they are built: "
+                f"{backbone.weights.sha256[:12]} here, {job.manifest.backbone.weights_sha256[:12]} in the manifest",
+                hint="a backbone of your own must seed its random weights, or load them from a file",
+            )
+        return build_reader(self.config, backbone, job.transform, parse_taps(list(self.config.taps)), job.device)
+
+
+def agreed(existing: Manifest, prepared: Prepared) -> Manifest:
+    """Return the manifest of a stream that exists, with the passes that this run asks for.
+
+    Lanes, batch size and passes that were not given are the stream's own. Raises StreamMismatchError where the run
+    would publish another stream, with every field that differs.
+    """
+    config, wanted = prepared.config, prepared.manifest
+    updates: dict[str, object] = {}
+    if not config.given("lanes"):
+        updates["lanes"] = existing.lanes
+    if not config.given("batch_size"):
+        updates["batch_samples"] = existing.batch_samples
+    check_same(existing, sealed(wanted.model_copy(update=updates)))
+    check_lanes(existing.lanes, prepared.devices)
+    return existing.model_copy(update={"passes": config.passes}) if config.given("passes") else existing
+
+
+def check_lanes(lanes: int, devices: Sequence[str]) -> None:
+    """Raise UsageError where a device would have no lane."""
+    if lanes < len(devices):
+        raise UsageError(
+            f"{len(devices)} devices cannot share {lanes} lane{'s' if lanes > 1 else ''}: each needs one of its own",
+            hint=f"a new stream can have --lanes {len(devices)}; an existing one takes at most {lanes} devices",
+        )
+
+
+def version_warnings(existing: Manifest, here: dict[str, str]) -> list[str]:
+    """Return a line for each library that was another when the stream was begun."""
+    return [
+        f"this stream was begun with {name} {before}, this is {here.get(name, 'absent')}: "
+        "the last bits of features may differ"
+        for name, before in existing.made_with.items()
+        if here.get(name) != before
+    ]
+
+
+def made_with(device: str) -> dict[str, str]:
+    """Return what decides the last bits of a feature: libraries' versions, and what computes."""
+    found = {}
+    for package in DECIDING_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    title = device_title(device)
+    return {**found, "device": platform.machine() if title == "cpu" else title}
+
+
+def check_an_image(prepared: Prepared) -> None:
+    """Decode and transform images until the first one works, and raise DataError where none does.
+
+    So a wrong root, or a folder of something else, ends before a topic is created, whatever the data set's size.
+    """
+    reasons: list[str] = []
+    seed = prepared.config.seed
+    for index in range(len(prepared.dataset)):
+        try:
+            prepared.transform(prepared.dataset.load(index), sample_seed(seed, 0, index, 0))
+        except DataError as error:
+            if not reasons:
+                reasons.append(error.message)
+            continue
+        return
+    raise DataError(
+        f"none of the {len(prepared.dataset):,} images of {prepared.dataset.source} can be decoded; the first: "
+        f"{reasons[0]}",
+        hint="do the paths lead to images? another folder is set with --root",
+    )
+
+
+def measure(prepared: Prepared) -> Speed:
+    """Return the speed of the forward on random pixels, measured for about :data:`MEASURE_S` on the first device."""
+    device, size = prepared.devices[0], prepared.transform.image_size
+    reader = prepared.reader
+    if len(prepared.devices) > 1:
+        specs = parse_taps(list(prepared.config.taps))
+        reader = build_reader(prepared.config, prepared.backbone, prepared.transform, specs, device)
+    rows = prepared.manifest.batch_samples * prepared.manifest.views
+    few = min(rows, 8)
+    generator = np.random.default_rng(0)
+    images_BCHW = torch.from_numpy(generator.standard_normal((rows, 3, size, size), dtype=np.float32))
+    reader(images_BCHW[:few])  # the first forward also chooses algorithms and takes memory
+    few_s = _seconds(reader, images_BCHW[:few])
+    many = max(few, min(rows, int(few * MEASURE_S / max(few_s, 1e-6))))
+    reader(images_BCHW[:many])
+    return Speed(many / _seconds(reader, images_BCHW[:many]), device_title(device), len(prepared.devices))
+
+
+def _seconds(reader: TapReader, images_BCHW: torch.Tensor) -> float:
+    began = time.perf_counter()
+    for feature in reader(images_BCHW).values():
+        feature.cpu()
+    return time.perf_counter() - began
+
+
+def _tap_facts(spec: TapSpec, shape: tuple[int, ...]) -> TapFacts:
+    named = "" if spec.name == spec.layer else f"={spec.name}"
+    return TapFacts(
+        name=spec.name, spec=spec.text.removesuffix(named), layer=spec.layer, pool=spec.pool, shape=list(shape)
+    )
+
+
+def _data_facts(config: ProduceConfig, dataset: ImageDataset) -> DataFacts:
+    kind, values, count, names = _label_facts(dataset)
+    return DataFacts(
+        source=dataset.source,
+        split=config.split,
+        samples=len(dataset),
+        label_kind=kind,
+        label_values=values,
+        class_count=count,
+        classes=names,
+        sha256=dataset.fingerprint(),
+    )
+
+
+def _label_facts(
+    dataset: ImageDataset,
+) -> tuple[Literal["none", "class", "value", "target"], int, int | None, list[str] | None]:
+    """Return the labels' kind, how many numbers one has, the number of classes, and their names."""
+    labels = dataset.labels
+    if labels is None:
+        return "none", 0, None, None
+    if labels.dtype == np.int64:
+        names = None if dataset.classes is None else list(dataset.classes)
+        return "class", 1, max(int(labels.max()) + 1, len(names or ())) or None, names
+    return ("value", 1, None, None) if labels.ndim == 1 else ("target", int(labels.shape[1]), None, None)

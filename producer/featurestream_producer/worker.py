@@ -1,0 +1,293 @@
+"""One device's work: images in, records out, with loading, computing and sending at the same time.
+
+Three threads (or more: the loader may use processes) pass batches on through bounded queues::
+
+    loader --images--> forward (the calling thread) --features--> sender --records--> the log's own queue
+
+A full queue blocks whoever fills it; nothing is ever dropped.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from featurestream.errors import DataError, UsageError
+from featurestream.manifest import Manifest
+from featurestream.names import record_key, tap_topic
+from featurestream.ports import RecordSink
+from featurestream.record import MissingSample, Record, short_reason
+from featurestream.wire import Encoder, headers_of
+from featurestream_producer.datasets import ImageDataset
+from featurestream_producer.loader import BatchLoader, BatchPlan, LoadedBatch
+from featurestream_producer.resume import Tail
+from featurestream_producer.sampling import permutation
+from featurestream_producer.taps import TapReader
+from featurestream_producer.transforms import Transform
+
+QUEUED_BATCHES = 8  # features that wait for the sender: about 1 MB a tap each
+#: After so many samples in a row without an image, in an order that is random, it is not the images that are broken.
+LOST_AFTER = 64
+LOOK_S = 0.1  # how soon a thread that waits for room notices that the other one has failed
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one worker has to do: its share of the lanes, from the stream's tail on.
+
+    Attributes:
+        index, workers: worker ``index`` of ``workers`` owns the lanes l with l mod ``workers`` = ``index``.
+        device: a torch device.
+        loader_workers: processes that load images for it; 0 is a thread of its own.
+    """
+
+    manifest: Manifest
+    tail: Tail
+    dataset: ImageDataset
+    transform: Transform
+    index: int
+    workers: int
+    device: str
+    loader_workers: int
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """The worker's lanes."""
+        return tuple(range(self.index, self.manifest.lanes, self.workers))
+
+    @property
+    def durable_below(self) -> int:
+        """Every batch of the worker's lanes below this one is on the log already."""
+        return min(self.tail.next_batch[tap, lane] for tap in self.tail.taps for lane in self.lanes)
+
+    def plans(self) -> Iterator[BatchPlan]:
+        """Yield what is left to publish in the worker's lanes, in order."""
+        layout = self.manifest.layout
+        for batch in self.tail.to_publish(self.lanes, self.manifest.total_batches):
+            number = layout.pass_of(batch)
+            places = layout.sample_range(batch)
+            order = _order(self.manifest.seed, number, layout.samples)
+            yield BatchPlan(batch, number, order[places.start : places.stop])
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A batch was handed to the log: all records of it that were lacking. ``size`` is their bytes."""
+
+    worker: int
+    batch: int
+    rows: int
+    size: int
+    missing: tuple[MissingSample, ...]
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """Every batch of the worker's lanes below ``below`` is durable on the log."""
+
+    worker: int
+    below: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Seconds in which the device's thread waited for images, computed, and waited for room to send.
+
+    ``sending_s`` is the sender's own time for encoding and appending, beside the others.
+    """
+
+    data_s: float = 0.0
+    forward_s: float = 0.0
+    send_s: float = 0.0
+    sending_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The worker has ended by itself: nothing was left, or it was asked to stop. All that it sent is durable."""
+
+    worker: int
+    stages: Stages
+
+
+Report = Callable[[Sent | Durable], None]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Features:
+    loaded: LoadedBatch
+    features: dict[str, Tensor]  # on the CPU
+    extracted_ns: int
+
+
+def work(job: Job, reader: TapReader, sink: RecordSink, report: Report, stop: threading.Event) -> Stages:
+    """Publish what the job says until nothing is left or ``stop`` is set; return where the time went.
+
+    All that was computed is sent and made durable, also when ``stop`` is set, and when the forward or the loader
+    fails. Raises what failed first: BrokerError, FeatureRangeError (nothing of that batch was published), UsageError
+    or OutsideError of the loader, DataError where suddenly no image can be decoded any more.
+    """
+    sender = _Sender(job, sink, report)
+    data_s = forward_s = send_s = 0.0
+    in_a_row = 0
+    with sender, BatchLoader(
+        job.dataset, job.transform, seed=job.manifest.seed, views=job.manifest.views, batches=job.plans(),
+        workers=job.loader_workers,
+    ) as loader:  # fmt: skip
+        batches = iter(loader)
+        while not stop.is_set():
+            began = time.perf_counter()
+            loaded = next(batches, None)
+            got = time.perf_counter()
+            data_s += got - began
+            if loaded is None:
+                break
+            in_a_row = 0 if len(loaded.present) else in_a_row + len(loaded.missing)
+            if in_a_row >= LOST_AFTER:
+                raise _lost(loaded, in_a_row)
+            features = _forward(reader, loaded, job.device)
+            computed = time.perf_counter()
+            forward_s += computed - got
+            sender.put(_Features(loaded, features, time.time_ns()))
+            send_s += time.perf_counter() - computed
+        sender.finish(stopped=stop.is_set())
+    return Stages(data_s, forward_s, send_s, sender.busy_s)
+
+
+def _forward(reader: TapReader, loaded: LoadedBatch, device: str) -> dict[str, Tensor]:
+    try:
+        return {tap: feature.cpu() for tap, feature in reader(loaded.images).items()}
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            f"{device} has no memory left for batches of {len(loaded.images)} images: {str(error).splitlines()[0]}",
+            hint="a smaller --batch-size (it is part of the fingerprint), or --image-size",
+        ) from error
+
+
+def _lost(loaded: LoadedBatch, in_a_row: int) -> DataError:
+    _, name, reason = loaded.missing[-1]
+    return DataError(
+        f"{in_a_row} samples in a row could not be decoded, up to batch {loaded.plan.batch}; "
+        f"the last: {name}: {reason}",
+        hint="is the disk still there? what was published before is safe; the same command goes on",
+    )
+
+
+class _Sender:
+    """The thread that encodes features and appends them, batch after batch.
+
+    It makes a pass durable, and reports it, before it goes on to the next one: only what is durable may be recorded
+    as finished.
+    """
+
+    def __init__(self, job: Job, sink: RecordSink, report: Report) -> None:
+        self.busy_s = 0.0
+        self._job = job
+        self._sink = sink
+        self._report = report
+        self._queue: queue.Queue[_Features | None] = queue.Queue(QUEUED_BATCHES)
+        self._encoder = Encoder()
+        self._error: BaseException | None = None
+        self._next = job.durable_below  # the worker's batches below this one have been appended
+        self._thread = threading.Thread(target=self._run, name=f"sender {job.index}", daemon=True)
+
+    def __enter__(self) -> _Sender:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # What was computed before the loader or the forward failed is good: it is sent. The first error counts.
+        if self._thread.is_alive():
+            self._end()
+        if error is None and self._error is not None:
+            raise self._error
+
+    def put(self, features: _Features) -> None:
+        """Hand a batch over; blocks while the queue is full. Raises what the sender has failed with."""
+        while True:
+            if self._error is not None:
+                raise self._error
+            try:
+                return self._queue.put(features, timeout=LOOK_S)
+            except queue.Full:
+                continue
+
+    def finish(self, *, stopped: bool) -> None:
+        """Return when everything is durable. Raises what the sender has failed with."""
+        self._end()
+        if self._error is not None:
+            raise self._error
+        total = self._job.manifest.total_batches
+        self._report(Durable(self._job.index, self._next if stopped or total is None else total))
+
+    def _end(self) -> None:
+        while self._thread.is_alive():
+            try:
+                self._queue.put(None, timeout=LOOK_S)
+                break
+            except queue.Full:
+                continue
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            number: int | None = None
+            while (item := self._queue.get()) is not None:
+                began = time.perf_counter()
+                plan = item.loaded.plan
+                if number is not None and plan.pass_number > number:
+                    self._sink.flush()
+                    self._report(Durable(self._job.index, plan.batch))
+                number = plan.pass_number
+                self._report(self._send(item))
+                self._next = plan.batch + 1
+                self.busy_s += time.perf_counter() - began
+            self._sink.flush()
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that computes
+            self._error = error
+
+    def _send(self, item: _Features) -> Sent:
+        manifest, plan = self._job.manifest, item.loaded.plan
+        dataset = self._job.dataset
+        indices = item.loaded.present
+        ids = tuple(dataset.ids[index] for index in indices.tolist())
+        labels = None if dataset.labels is None else dataset.labels[indices]
+        missing = tuple(MissingSample(index, name, short_reason(why)) for index, name, why in item.loaded.missing)
+        lane = manifest.layout.lane_of(plan.batch)
+        key = record_key(plan.pass_number, plan.batch)
+        size = 0
+        for tap in self._job.tail.lacking(plan.batch):
+            feature = item.features[tap]
+            record = Record(
+                stream=manifest.stream, fingerprint=manifest.fingerprint, tap=tap, batch=plan.batch,
+                pass_number=plan.pass_number, views=manifest.views, dtype=manifest.dtype,
+                shape=tuple(feature.shape[1:]), payload=raw_bytes(feature), indices=indices, ids=ids, labels=labels,
+                missing=missing, extracted_ns=item.extracted_ns,
+            )  # fmt: skip
+            value = self._encoder.encode(record)
+            size += value.nbytes
+            self._sink.append(tap_topic(manifest.stream, tap), lane, key=key, value=value, headers=headers_of(record))
+        return Sent(self._job.index, plan.batch, len(ids), size, missing, item.extracted_ns // 1_000_000)
+
+
+def raw_bytes(feature: Tensor) -> NDArray[np.uint8]:
+    """Return the numbers of a CPU tensor as they lie in memory, row after row: uint8, without a copy where possible."""
+    if feature.numel() == 0:
+        return np.empty(0, np.uint8)
+    flat = feature.contiguous().reshape(-1).view(torch.uint8)
+    return np.asarray(flat.numpy())
+
+
+@lru_cache(maxsize=2)  # batches come in order: a pass's permutation is needed while that pass lasts
+def _order(seed: int, number: int, samples: int) -> NDArray[np.int64]:
+    return permutation(seed, number, samples)

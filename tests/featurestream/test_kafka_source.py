@@ -1,0 +1,152 @@
+"""KafkaSource beyond the contract: transactions of other programs, null headers, many threads, settings."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from featurestream.errors import GoneError, UsageError
+from featurestream.kafka import KafkaLog, KafkaSource
+from featurestream.tail import last_batch
+
+pytestmark = pytest.mark.broker
+
+
+@pytest.fixture
+def log(broker):
+    with KafkaLog(broker) as log:
+        yield log
+
+
+@pytest.fixture
+def source(broker):
+    with KafkaSource(broker, stall_s=0.5) as source:  # so that a false alarm comes soon
+        yield source
+
+
+@pytest.fixture
+def transactional(broker, unique):
+    producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "transactional.id": unique})
+    producer.init_transactions(30)
+    return producer
+
+
+def test_a_transactions_marker_is_no_record_and_no_damage(log, source, transactional, unique):
+    log.create_topic(unique, 1, {})
+    transactional.begin_transaction()
+    for number in range(3):
+        transactional.produce(unique, b"%d" % number, partition=0)
+    transactional.commit_transaction(30)
+    reader = source.read(unique, 0, 0)
+    assert [reader.poll(10.0).value for _ in range(3)] == [b"0", b"1", b"2"]
+    assert [reader.poll(0.5) for _ in range(5)] == [None] * 5
+    reader.close()
+
+    assert source.bounds(unique, 0) == (0, 4)  # the marker takes an offset
+    with pytest.raises(GoneError, match="no record at offset 3"):
+        source.record_at(unique, 0, 3)
+    assert last_batch(source, unique, 0, lambda record: int(record.value)) == 2
+    assert source.offset_at_time(unique, 0, 4_000_000_000_000) == 4
+
+
+def test_records_of_an_open_or_aborted_transaction_are_not_read(log, source, transactional, unique):
+    log.create_topic(unique, 1, {})
+    transactional.begin_transaction()
+    transactional.produce(unique, b"open", partition=0)
+    assert transactional.flush(10) == 0
+    assert source.bounds(unique, 0) == (0, 0)
+    reader = source.read(unique, 0, 0)
+    assert [reader.poll(0.5) for _ in range(5)] == [None] * 5
+    transactional.abort_transaction(30)
+    transactional.begin_transaction()
+    transactional.produce(unique, b"committed", partition=0)
+    transactional.commit_transaction(30)
+    assert reader.poll(20.0).value == b"committed"
+    assert source.record_at(unique, 0, 0).value == b"committed"
+    reader.close()
+
+
+def test_a_time_before_what_is_left_is_the_first_that_is_left_while_deleted_segments_still_lie_on_disk(
+    broker, log, source, unique
+):
+    log.create_topic(unique, 1, {"segment.bytes": "1048576", "message.timestamp.type": "LogAppendTime"})
+    with log.sink() as sink:
+        for number in range(4):  # a segment each
+            sink.append(unique, 0, key=b"%d" % number, value=bytes(600_000))
+            sink.flush()
+    stamps = [source.record_at(unique, 0, offset).timestamp_ms for offset in range(4)]
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
+    for done in admin.delete_records([TopicPartition(unique, 0, 2)]).values():
+        done.result(10)
+    # Now the broker answers "after everything" for the first of these times.
+    assert [source.offset_at_time(unique, 0, ms) for ms in (0, stamps[0], stamps[3], stamps[3] + 1)] == [2, 2, 3, 4]
+
+
+def test_null_keys_and_null_headers_of_other_programs_are_read(broker, log, source, unique):
+    log.create_topic(unique, 1, {})
+    producer = Producer({"bootstrap.servers": broker.bootstrap_servers})
+    producer.produce(unique, b"v", partition=0, headers=[("a", None), ("b", "text")])
+    producer.flush(10)
+    record = source.record_at(unique, 0, 0)
+    assert (record.key, record.headers) == (None, (("a", b""), ("b", b"text")))
+
+
+def test_look_ups_may_come_from_many_threads(log, source, unique):
+    log.create_topic(unique, 2, {})
+    with log.sink() as sink:
+        for number in range(40):
+            sink.append(unique, number % 2, key=b"k", value=b"%d" % number)
+        sink.flush()
+
+    def look(number):
+        source.bounds(unique, number % 2)
+        return int(source.record_at(unique, number % 2, number // 2).value)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(look, range(40))) == list(range(40))
+
+
+def test_a_closed_source_answers_no_more(log, unique):
+    log.create_topic(unique, 1, {})
+    source = log.source()
+    source.close()
+    for use in (
+        lambda: source.bounds(unique, 0),
+        lambda: source.record_at(unique, 0, 0),
+        lambda: source.offset_at_time(unique, 0, 0),
+        lambda: source.read(unique, 0, 0),
+    ):
+        with pytest.raises(UsageError, match="source is closed"):
+            use()
+
+
+def test_a_topic_is_created_with_the_settings_given_and_one_broker_has_one_replica(broker, log, unique):
+    from confluent_kafka import TopicCollection
+    from confluent_kafka.admin import ConfigResource, ResourceType
+
+    log.create_topic(unique, 2, {"retention.ms": "123456", "message.timestamp.type": "LogAppendTime"})
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers})
+    resource = ConfigResource(ResourceType.TOPIC, unique)
+    settings = admin.describe_configs([resource])[resource].result(10)
+    assert settings["retention.ms"].value == "123456"
+    assert settings["message.timestamp.type"].value == "LogAppendTime"
+    assert settings["min.insync.replicas"].value == "1"
+    described = admin.describe_topics(TopicCollection([unique]))[unique].result(10)
+    assert [len(lane.replicas) for lane in described.partitions] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("no-such-setting", {"retention.bananas": "1"}, "retention.bananas"),
+        ("bad-value", {"retention.ms": "soon"}, "soon"),
+        ("bad name?", {}, "bad name"),
+    ],
+)
+def test_a_topic_that_kafka_does_not_create_is_the_callers_mistake(log, name, settings, said):
+    with pytest.raises(UsageError, match=rf'cannot create the topic ".*{said}'):
+        log.create_topic(name, 1, settings)
+    assert name not in log.topics()

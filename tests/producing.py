@@ -1,0 +1,148 @@
+"""Images, a backbone and a command line small enough to publish whole streams in a test."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from featurestream.manifest import Manifest
+from featurestream.names import tap_topic
+from featurestream.ports import Log
+from featurestream.record import Record
+from featurestream.wire import decode
+from featurestream_producer.config import ProduceConfig
+
+REPOSITORY = Path(__file__).parents[1]
+BACKBONE = "tests.producing:small"
+DELAY = "FEATURESTREAM_TEST_DELAY"
+SIZE = 16
+TAPS = ("2:gap=early", "5=late")
+
+
+def write_images(folder: Path, count: int = 40) -> Path:
+    """Write ``count`` PNG files of noise in two class folders; return the folder."""
+    generator = np.random.default_rng(7)
+    for number in range(count):
+        path = folder / "ab"[number % 2] / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def small() -> nn.Module:
+    """Return a convolutional network that takes a millisecond: 8 channels at ``2``, 16 numbers at ``5``.
+
+    Where the environment variable :data:`DELAY` is set, every forward first waits so many seconds.
+    """
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    if delay_s := os.environ.get(DELAY):
+        model.register_forward_pre_hook(lambda _module, _images: time.sleep(float(delay_s)))
+    return model
+
+
+def settings(images: Path, stream: str, **changes: Any) -> dict[str, Any]:
+    """Return the fields of a small run's configuration: 40 samples, 6 batches a pass, 3 lanes, two taps."""
+    return {
+        "data": str(images), "stream": stream, "model": BACKBONE, "taps": TAPS, "transform": "train",
+        "image_size": SIZE, "batch_size": 7, "lanes": 3, "passes": 2, "devices": ("cpu",), "workers": 0,
+    } | changes  # fmt: skip
+
+
+def config(images: Path, stream: str, **changes: Any) -> ProduceConfig:
+    """Return a small run's configuration."""
+    return ProduceConfig(**settings(images, stream, **changes))
+
+
+@contextmanager
+def command(
+    images: Path, stream: str, address: str, *, delay_s: float = 0.02, **changes: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """Run ``featurectl produce`` with a small run's options, slow enough to be caught, in a process group of its own.
+
+    What of the group still runs at the end of the block is killed.
+    """
+    chosen = settings(images, stream, **changes)
+    arguments = [chosen.pop("data"), "--device", ",".join(chosen.pop("devices"))]
+    for tap in chosen.pop("taps"):
+        arguments += ["--tap", tap]
+    for name, value in chosen.items():
+        arguments += [f"--{name.replace('_', '-')}", str(value)]
+    environment = os.environ | {"FEATURESTREAM_BOOTSTRAP_SERVERS": address, DELAY: str(delay_s)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "featurectl", "produce", *arguments],
+        cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def wait_for_batches(log: Log, stream: str, taps: Sequence[str], count: int, process: subprocess.Popen[str]) -> None:
+    """Return when the last of ``taps`` has ``count`` records; fail where the process ends before."""
+    deadline = time.monotonic() + 120
+    source = log.source()
+    try:
+        while True:
+            if process.poll() is not None:
+                raise AssertionError(f"ended with {process.returncode}: {process.communicate()}")
+            assert time.monotonic() < deadline, f"{count} batches did not come"
+            topic = tap_topic(stream, taps[-1])
+            lanes = log.topics().get(topic, 0)
+            if lanes and sum(source.bounds(topic, lane).high for lane in range(lanes)) >= count:
+                return
+    finally:
+        source.close()
+
+
+def read_lanes(log: Log, manifest: Manifest) -> dict[tuple[str, int], list[Record]]:
+    """Return every record of every (tap, lane), in the order of the log, duplicates and all."""
+    found: dict[tuple[str, int], list[Record]] = {}
+    source = log.source()
+    for tap in manifest.taps:
+        topic = tap_topic(manifest.stream, tap.name)
+        for lane in range(manifest.lanes):
+            low, high = source.bounds(topic, lane)
+            reader = source.read(topic, lane, low)
+            records = []
+            while low < high:
+                record = reader.poll(10)
+                assert record is not None
+                records.append(decode(record.value))
+                low = record.offset + 1
+            reader.close()
+            found[tap.name, lane] = records
+    source.close()
+    return found
+
+
+def content(record: Record) -> tuple[object, ...]:
+    """Return all that a record says, but for the stream's name and the moment of extraction."""
+    return (
+        record.fingerprint, record.tap, record.batch, record.pass_number, record.views, record.dtype, record.shape,
+        record.payload.tobytes(), record.indices.tolist(), record.ids,
+        None if record.labels is None else record.labels.tolist(), record.missing,
+    )  # fmt: skip
+
+
+def contents(log: Log, manifest: Manifest) -> dict[tuple[str, int], list[tuple[object, ...]]]:
+    """Return the content of every (tap, lane)."""
+    return {place: [content(record) for record in records] for place, records in read_lanes(log, manifest).items()}
