@@ -118,8 +118,6 @@ class KafkaLaneReader:
         An error is final: it is raised by every later call.
         """
         self._home.check()
-        if self._closed:
-            raise UsageError("this reader is closed", hint="get a new one with read()")
         if self._failure is not None:
             raise self._failure
         try:
@@ -134,17 +132,13 @@ class KafkaLaneReader:
         if not self._closed:
             self._closed = True
             self._home.check()
+            self._failure = UsageError("this reader is closed", hint="get a new one with read()")
             self._consumer.close()
             self._finder.release()
 
     def _poll(self, timeout_s: float) -> LogRecord | None:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            message = self._consumer.poll(max(deadline - time.monotonic(), 0.0))
-            if message is None:
-                self._reports.check()
-                self._wait_on(timeout_s)
-                return None
+        until = time.monotonic() + timeout_s
+        while (message := self._consumer.poll(timeout_s)) is not None:
             error = message.error()
             if error is None:
                 record = _record(self._topic, self._lane, message)
@@ -156,9 +150,13 @@ class KafkaLaneReader:
                 raise self._gone()
             elif error.code() not in UNHEEDED:
                 raise request_failed(error, f"cannot read {self._topic}, lane {self._lane}", self._reports.address)
+            timeout_s = max(until - time.monotonic(), 0.0)
+        self._reports.check()
+        self._wait_on(timeout_s)
+        return None
 
     def _moved_to(self, offset: int) -> None:
-        self._offset = max(self._offset, offset)
+        self._offset = offset
         self._silent_s = 0.0
         self._behind_s = None
         self._looked_at = time.monotonic()

@@ -30,7 +30,7 @@ from featurestream_producer.interrupts import interrupt_blocked
 from featurestream_producer.sampling import sample_seed
 from featurestream_producer.transforms import Transform
 
-_AHEAD = 2  # batches that each loader process or thread has ready: one that is being taken, one in reserve
+_AHEAD = 2  # batches that are ready beside those being loaded: 150 MB each for 256 images of 224 pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +73,8 @@ def load_batch(
     """
     size = transform.image_size
     images = room((len(plan.samples) * views, 3, size, size))
+    # Written through NumPy: torch would start threads for a copy of this size.
+    rows_NCHW = images.numpy()
     present: list[int] = []
     missing: list[tuple[int, str, str]] = []
     row = 0
@@ -80,7 +82,7 @@ def load_batch(
         try:
             image = dataset.load(index)
             for view in range(views):
-                images[row + view] = transform(image, sample_seed(seed, plan.pass_number, index, view))
+                rows_NCHW[row + view] = transform(image, sample_seed(seed, plan.pass_number, index, view)).numpy()
         except DataError as error:
             missing.append((index, dataset.ids[index], str(error.facts.get("reason", error.message))))
             continue
@@ -94,7 +96,7 @@ class BatchLoader:
 
     ``workers`` is the number of loader processes (spawned: they import, and never inherit a live Kafka client or CUDA
     context). 0 loads in one thread of this process: the transforms' global random state allows one only. The result
-    does not depend on ``workers``. ``batches`` may be endless; it is read 2 batches a worker ahead, 3 without any.
+    does not depend on ``workers``. ``batches`` may be endless; it is read ``workers`` + 2 batches ahead (3 without).
 
     Use it as a context manager; leaving it ends the thread or the processes, whatever happened. One iteration only.
 
@@ -167,7 +169,7 @@ class _ProcessSource:
 
     def __init__(self, task: _Task, batches: Iterable[BatchPlan], workers: int) -> None:
         self._batches = batches
-        self._ahead = workers * _AHEAD
+        self._ahead = workers + _AHEAD
         # Every process reads the task from one file, so that all of them start at once.
         self._file = _write_task(task)
         self._pool = ProcessPoolExecutor(

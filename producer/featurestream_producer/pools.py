@@ -3,17 +3,17 @@
 Axes: B batch, C channels, H and W of a map, T tokens, D width of a token. A built-in pool takes one kind of output
 and refuses the others, because the mean over the wrong axes looks like any other feature:
 
-====================  =========================  ====================  =================================================
-pool                  takes                      gives                 what it does
-====================  =========================  ====================  =================================================
-``flat``              any (B, ...)               (B, product of rest)  the values in C order
-``gap``               (B, C, H, W)               (B, C)                global average
-``gmp``               (B, C, H, W)               (B, C)                global maximum
-``gem(p=3)``          (B, C, H, W)               (B, C)                generalised mean
-``avgN``              (B, C, H, W)               (B, C, N, N)          adaptive average, ``avg2``: N = 2
-``cls``               (B, T, D)                  (B, D)                the first token
-``meantokens(skip=1)``  (B, T, D)                (B, D)                the mean of the tokens after the first ``skip``
-====================  =========================  ====================  =================================================
+======================  ==============  ====================  ===============================================
+pool                    takes           gives                 what it does
+======================  ==============  ====================  ===============================================
+``flat``                any (B, ...)    (B, product of rest)  the values in C order
+``gap``                 (B, C, H, W)    (B, C)                global average
+``gmp``                 (B, C, H, W)    (B, C)                global maximum
+``gem(p=3)``            (B, C, H, W)    (B, C)                generalised mean
+``avgN``                (B, C, H, W)    (B, C, N, N)          adaptive average, ``avg2``: N = 2
+``cls``                 (B, T, D)       (B, D)                the first token
+``meantokens(skip=1)``  (B, T, D)       (B, D)                the mean of the tokens after the first ``skip``
+======================  ==============  ====================  ===============================================
 
 Images are square here, so a map whose last two axes differ while axes 1 and 2 agree is channels-last (B, H, W, C), as
 Swin transformers have it. It is refused with the advice to say so: ``gap(channels=last)``; ``gmp``, ``gem`` and

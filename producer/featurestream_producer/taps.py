@@ -288,6 +288,8 @@ def _pooled(spec: TapSpec, output: Tensor) -> Tensor:
         pooled = spec.apply(output.float())
     except UsageError as error:
         raise UsageError(f'tap "{spec.text}": {error.message}', hint=error.hint) from error
+    except torch.OutOfMemoryError:
+        raise  # the batch is too large, which the caller knows how to say
     except Exception as error:
         raise UsageError(f'tap "{spec.text}": the pool failed: {type(error).__name__}: {error}') from error
     if not isinstance(pooled, Tensor) or pooled.ndim < 2 or len(pooled) != len(output):

@@ -206,12 +206,16 @@ def build_transform(name: str, *, image_size: int | None, preset: Preset) -> Tra
 
 
 def normalise(image: Image.Image, preset: Preset) -> Tensor:
-    """Return an RGB image as float32 (3, H, W): ((value / 255) - mean) / std, in this order and in float32."""
-    pixels_HWC = torch.from_numpy(np.array(image))
-    out_CHW = pixels_HWC.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-    mean = torch.tensor(preset.mean).view(3, 1, 1)
-    std = torch.tensor(preset.std).view(3, 1, 1)
-    return out_CHW.sub_(mean).div_(std)
+    """Return an RGB image as float32 (3, H, W): ((value / 255) - mean) / std, in this order and in float32.
+
+    NumPy gives the same bits as torch here, in half the time: torch spreads an image over threads that then wait for
+    each other, and for the forward's.
+    """
+    out_CHW = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)).astype(np.float32)
+    out_CHW /= np.float32(255)
+    out_CHW -= np.array(preset.mean, np.float32).reshape(3, 1, 1)
+    out_CHW /= np.array(preset.std, np.float32).reshape(3, 1, 1)
+    return torch.from_numpy(out_CHW)
 
 
 def _scaled(preset: Preset, image_size: int) -> Preset:

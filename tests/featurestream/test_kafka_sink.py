@@ -10,6 +10,7 @@ import pytest
 from featurestream.cluster import Cluster
 from featurestream.errors import BrokerError
 from featurestream.kafka import KafkaLog, KafkaSink
+from featurestream.tail import settled_bounds
 
 pytestmark = pytest.mark.broker
 
@@ -46,15 +47,15 @@ def test_nothing_follows_a_record_that_the_topic_refuses(broker, log, unique):
         sink.flush()
 
     larger = Cluster(broker.bootstrap_servers, {"message.max.bytes": "4000000"})
-    with (
-        KafkaSink(larger) as sink,
-        pytest.raises(BrokerError, match=rf"a record for {unique}, lane 0 .* than the topic .* allows.*fewer rows"),
-    ):
-        append(sink)
-    # Whatever got into a lane is a piece without a hole.
-    with log.source() as source:
+    with KafkaSink(larger) as sink, log.source() as source:
+        with pytest.raises(
+            BrokerError, match=rf"a record for {unique}, lane 0 .* than the topic .* allows.*fewer rows"
+        ):
+            append(sink)
+        # The sink is still open: what its client would go on sending has time to arrive.
+        ends = settled_bounds(source, [(unique, 0), (unique, 1)], quiet_s=1.0)
         for lane in range(2):
-            keys = [source.record_at(unique, lane, offset).key for offset in range(source.bounds(unique, lane).high)]
+            keys = [source.record_at(unique, lane, offset).key for offset in range(ends[unique, lane].high)]
             assert keys == [b"%d" % number for number in range(lane, 40, 2)][: len(keys)]
             assert b"20" not in keys
 
