@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from featurestream.errors import GoneError, StreamBusyError
-from featurestream.ports import Bounds, LogRecord, RecordSource
+from featurestream.errors import StreamBusyError
+from featurestream.ports import Bounds, RecordSource
 
 LIMIT_S: Final = 30.0
 LOOKS: Final = 6  # in a quiet time: a lane that moves is noticed soon, and the broker is not asked all the time
@@ -48,35 +48,6 @@ def settled_bounds(
                 hint="another producer is writing to this stream; stop it first",
             )
         sleep(quiet_s / LOOKS)
-
-
-def last_batch(source: RecordSource, topic: str, lane: int, batch_of: Callable[[LogRecord], int]) -> int | None:
-    """Return the batch number of a lane's last record, or None where the lane holds none.
-
-    The last offset may hold no record (on a mirrored topic a transaction's marker): then further back is looked.
-    """
-    low, high = source.bounds(topic, lane)
-    back = 1
-    while low < high:
-        start = max(low, high - back)
-        last = _last_record(source, topic, lane, start, high)
-        if last is not None:
-            return batch_of(last)
-        if start == low:
-            break
-        back *= 2
-    return None
-
-
-def _last_record(source: RecordSource, topic: str, lane: int, start: int, high: int) -> LogRecord | None:
-    last = None
-    try:
-        while start < high:
-            last = source.record_at(topic, lane, start)
-            start = last.offset + 1
-    except GoneError:
-        pass
-    return last
 
 
 def _bounds(source: RecordSource, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Bounds]:

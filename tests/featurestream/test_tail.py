@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from featurestream.errors import GoneError, StreamBusyError
-from featurestream.memory import MemoryLog
-from featurestream.ports import Bounds, LogRecord
-from featurestream.tail import last_batch, settled_bounds
+from featurestream.errors import StreamBusyError
+from featurestream.ports import Bounds
+from featurestream.tail import settled_bounds
 
 PLACES = [("t", 0), ("t", 1)]
 
@@ -67,45 +66,3 @@ def test_a_lane_that_never_stands_still_has_another_writer():
 def test_no_places_have_no_bounds():
     source = Growing({})
     assert settled_bounds(source, [], clock=source.clock, sleep=source.sleep) == {}
-
-
-def number_of(record: LogRecord) -> int:
-    return int(record.value or b"-1")
-
-
-def test_the_last_batch_is_that_of_the_last_record():
-    log = MemoryLog()
-    log.create_topic("t", 2, {})
-    sink, source = log.sink(), log.source()
-    assert last_batch(source, "t", 0, number_of) is None
-    for number in (3, 5, 4):
-        sink.append("t", 0, key=b"k", value=b"%d" % number)
-    assert last_batch(source, "t", 0, number_of) == 4
-    assert last_batch(source, "t", 1, number_of) is None
-    log.delete_before("t", 0, 2)
-    assert last_batch(source, "t", 0, number_of) == 4
-    log.delete_before("t", 0, 3)
-    assert last_batch(source, "t", 0, number_of) is None
-
-
-class Sparse:
-    """A lane of a hundred offsets of which only some hold records, as a mirrored one's may."""
-
-    def __init__(self, *offsets: int) -> None:
-        self.offsets = offsets
-
-    def bounds(self, topic: str, lane: int) -> Bounds:
-        return Bounds(0, 100)
-
-    def record_at(self, topic: str, lane: int, offset: int) -> LogRecord:
-        found = [there for there in self.offsets if there >= offset]
-        if not found:
-            raise GoneError("none")
-        return LogRecord(topic, lane, found[0], 0, b"k", (), b"%d" % found[0])
-
-
-@pytest.mark.parametrize(
-    ("offsets", "last"), [([0], 0), ([3, 50, 98], 98), ([99], 99), ([0, 60], 60), ([40, 41], 41), ([], None)]
-)
-def test_offsets_without_records_at_the_end_are_passed_over(offsets, last):
-    assert last_batch(Sparse(*offsets), "t", 0, number_of) == last
