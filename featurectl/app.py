@@ -24,6 +24,7 @@ from featurectl.demo import demo
 from featurectl.doctor import doctor
 from featurectl.layers import layers
 from featurectl.peek import peek
+from featurectl.probe import probe
 from featurectl.produce import produce
 from featurectl.streams import streams
 from featurectl.train import train
@@ -53,6 +54,7 @@ app.command()(layers)
 app.command()(streams)
 app.command()(peek)
 app.command()(train)
+app.command()(probe)
 app.command()(compare)
 app.command()(doctor)
 

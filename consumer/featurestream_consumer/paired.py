@@ -254,9 +254,9 @@ def read_scores(folder: Path) -> RunScores:
         why = "it was not validated" if record["validation_fingerprint"] is None else "it has not finished"
         raise UsageError(f'run "{record["name"]}" has no {SCORES_NAME}: {why}', hint="only finished runs can be paired")
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             index, label, scores = (held[name] for name in ("index", "label", "scores"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read: {error}", hint="the file is damaged, or not one of ours") from error
     config = record["config"] if isinstance(record["config"], dict) else {}
     measure: Measure = "mse"
@@ -338,14 +338,14 @@ def _why_not(a: _Sorted, b: _Sorted) -> str | None:
         return f"validated on other streams (fingerprints {one.fingerprint[:12]} and {other.fingerprint[:12]})"
     if one.measure != other.measure:
         return f"judged by other measures ({one.measure} and {other.measure})"
-    only_a, only_b = len(np.setdiff1d(a.index, b.index)), len(np.setdiff1d(b.index, a.index))
-    if only_a or only_b:
-        return f"validated on other samples ({only_a} only in {one.name}, {only_b} only in {other.name})"
     if not np.array_equal(a.index, b.index):
+        only_a, only_b = len(np.setdiff1d(a.index, b.index)), len(np.setdiff1d(b.index, a.index))
+        if only_a or only_b:
+            return f"validated on other samples ({only_a} only in {one.name}, {only_b} only in {other.name})"
         return f"validated on other numbers of views ({len(a.index)} and {len(b.index)} rows)"
     if not len(a.index):
         return "no sample was validated"
-    if not np.array_equal(a.label, b.label):
+    if not np.array_equal(a.label, b.label, equal_nan=a.label.dtype.kind == "f"):
         return "validated with other labels"
     for run in (a, b):
         if not run.finite:

@@ -28,6 +28,7 @@ from featurestream_consumer.features import Rows
 from featurestream_consumer.losses import outputs_for
 from featurestream_consumer.reporters import Reporters
 from featurestream_consumer.runs import Run, open_run
+from featurestream_consumer.sibling import check_sibling
 from featurestream_consumer.trainer import Evaluation, Trainer
 
 WAIT_LINE_S = 10.0  # how long nothing comes before the reader says so
@@ -114,49 +115,11 @@ class _Sizes:
             )
         classes = data.class_count
         if validation is not None:
-            _check_validation(config, manifest, validation)
+            check_sibling(manifest, validation, config.taps)
         return cls(
             sum(manifest.tap(tap).numbers for tap in config.taps),
             outputs_for(config.loss, classes=classes, label_numbers=data.label_values),
             data.label_kind == "class",
-        )
-
-
-def _check_validation(config: TrainConfig, manifest: Manifest, validation: Manifest) -> None:
-    """Raise UsageError where scores on the validation stream would mean nothing."""
-    for name in config.taps:
-        tap, other = manifest.tap(name), validation.tap(name)
-        if (tap.spec, tap.shape) != (other.spec, other.shape):
-            raise UsageError(
-                f'tap "{name}" is {tap.spec} {tuple(tap.shape)} in stream "{manifest.stream}", but {other.spec} '
-                f'{tuple(other.shape)} in "{validation.stream}"',
-                hint="validate on a stream with the same taps",
-            )
-    if manifest.backbone.weights_sha256 != validation.backbone.weights_sha256:
-        raise UsageError(
-            f'streams "{manifest.stream}" and "{validation.stream}" come from other weights '
-            f"({manifest.backbone.name} {manifest.backbone.weights_sha256[:12]}, "
-            f"{validation.backbone.name} {validation.backbone.weights_sha256[:12]})",
-            hint="publish both with the same --model, --weights and --seed",
-        )
-    train, held_out = manifest.data, validation.data
-    if train.label_kind != held_out.label_kind or train.label_values != held_out.label_values:
-        raise UsageError(
-            f'stream "{manifest.stream}" has labels of the kind "{train.label_kind}", "{validation.stream}" '
-            f'of the kind "{held_out.label_kind}"'
-        )
-    if train.classes != held_out.classes and train.classes is not None and held_out.classes is not None:
-        extra = [name for name in held_out.classes if name not in train.classes]
-        raise UsageError(
-            f'streams "{manifest.stream}" and "{validation.stream}" number their classes differently'
-            + (f": {', '.join(extra[:5])} are only in the second" if extra else ""),
-            hint="both need the same classes in the same order",
-        )
-    if (held_out.class_count or 0) > (train.class_count or 0):
-        raise UsageError(
-            f'stream "{validation.stream}" has class numbers up to {(held_out.class_count or 0) - 1}, but '
-            f'"{manifest.stream}" only up to {(train.class_count or 0) - 1}',
-            hint="a head cannot learn a class that it never sees",
         )
 
 

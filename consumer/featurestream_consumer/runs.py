@@ -228,7 +228,7 @@ def open_run(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(folder, error, safe="nothing was begun") from error
-    lock = _hold(folder)
+    lock = hold(folder)
     try:
         return _open_held(folder, config, fingerprint, validation_fingerprint, lock)
     except BaseException:
@@ -310,8 +310,11 @@ def _config_of(record: Mapping[str, Any], folder: Path) -> TrainConfig:
         ) from error
 
 
-def _hold(folder: Path) -> int:
-    """Lock the folder for this process and return the lock's descriptor; the system frees it when the process ends."""
+def hold(folder: Path) -> int:
+    """Lock the folder for this process and return the lock's descriptor; the system frees it when the process ends.
+
+    Raises UsageError that names the holder where another process has it, OutsideError where it cannot be locked.
+    """
     path = folder / LOCK_NAME
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -324,7 +327,7 @@ def _hold(folder: Path) -> int:
         os.close(descriptor)
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise UsageError(
-                f"{folder} is being trained by {holder}", hint="wait until it ends, or train under another --name"
+                f"{folder} is in use by {holder}", hint="wait until it ends, or take another --name or --runs"
             ) from error
         raise cannot_write(path, error, safe="nothing was changed") from error
     try:

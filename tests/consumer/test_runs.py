@@ -170,7 +170,7 @@ def test_a_folder_is_held_by_one_process_and_free_when_that_is_killed(tmp_path: 
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UsageError, match=rf"E1 is being trained by process {holder.pid} on .* since 20"):
+        with pytest.raises(UsageError, match=rf"E1 is in use by process {holder.pid} on .* since 20"):
             open_run(tmp_path, config(), "f1")
         holder.send_signal(signal.SIGKILL)
         holder.wait()
@@ -180,7 +180,7 @@ def test_a_folder_is_held_by_one_process_and_free_when_that_is_killed(tmp_path: 
 
 
 def test_two_holds_in_one_process_exclude_each_other_too(tmp_path: Path) -> None:
-    with open_run(tmp_path, config(), "f1"), pytest.raises(UsageError, match="is being trained by process"):
+    with open_run(tmp_path, config(), "f1"), pytest.raises(UsageError, match="is in use by process"):
         open_run(tmp_path, config(), "f1")
     open_run(tmp_path, config(), "f1").close()
 
