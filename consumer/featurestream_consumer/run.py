@@ -27,7 +27,7 @@ from featurestream_consumer.epochs import EpochPlan
 from featurestream_consumer.features import Rows
 from featurestream_consumer.losses import outputs_for
 from featurestream_consumer.reporters import Reporters
-from featurestream_consumer.runs import Run, open_run
+from featurestream_consumer.runs import RECORD_NAME, Run, open_run
 from featurestream_consumer.sibling import check_sibling
 from featurestream_consumer.trainer import Evaluation, Trainer
 
@@ -83,6 +83,8 @@ def train(
     validation = None if config.validate_stream is None else require_manifest(log, config.validate_stream)
     config = config.model_copy(update={"taps": tuple(manifest.tap(tap).name for tap in config.taps)})
     sizes = _Sizes.of(config, manifest, validation)
+    begun = (config.runs / config.name / RECORD_NAME).exists()
+    found = None if begun else _resolve(config, log)  # a range that cannot be read leaves no run folder behind
     with open_run(
         config.runs,
         config,
@@ -94,7 +96,12 @@ def train(
             say(f"{run.folder} is finished; its weights are in {run.head_path.name}")
             record = run.record
             return Result(run.folder, record["metrics"], record["step"], record["passes"], already_finished=True)
-        return _Experiment(config, log, manifest, sizes, run, say, progress).train()
+        plan = _settle(run, config, log, manifest, found)
+        if plan.passes is not None and config.epochs > plan.passes:
+            count = "1 pass" if plan.passes == 1 else f"{plan.passes} passes"
+            again = config.epochs - plan.passes
+            say(f"{config.epochs} epochs over {count}: the last {again} read rows that were read before")
+        return _Experiment(config, log, manifest, sizes, run, plan, say, progress).train()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +130,23 @@ class _Sizes:
         )
 
 
+def _resolve(config: TrainConfig, log: Log) -> EpochPlan:
+    """Return the range that the configuration names, as it is on the log now."""
+    with FeatureStream(config.stream, config.taps, start=config.start, stop=config.stop, log=log) as stream:
+        return EpochPlan(stream.manifest.layout, stream.start, stream.stop)
+
+
+def _settle(run: Run, config: TrainConfig, log: Log, manifest: Manifest, found: EpochPlan | None) -> EpochPlan:
+    """Return which batches each epoch reads. A start or stop is resolved once, and is a number in the record."""
+    record = run.record
+    if "start" in record:
+        return EpochPlan(manifest.layout, Position(**record["start"]), record["stop"])
+    plan = found or _resolve(config, log)
+    # The last bits of a sum depend on the number of threads: who repeats the run needs it.
+    run.update(start=plan.start, stop=plan.stop, threads=torch.get_num_threads())
+    return plan
+
+
 @dataclass
 class _Experiment:
     """A run under way."""
@@ -132,6 +156,7 @@ class _Experiment:
     manifest: Manifest
     sizes: _Sizes
     run: Run
+    plan: EpochPlan
     say: Callable[[str], None]
     progress: bool
     epoch: int = 0
@@ -146,7 +171,6 @@ class _Experiment:
         for note in found[1] if found else []:
             self.say(note)
         state = found[0] if found else None
-        self.plan = self._plan()
         trainer = build_trainer(
             config,
             in_features=self.sizes.in_features,
@@ -182,24 +206,6 @@ class _Experiment:
         return self._finish(trainer, evaluation)
 
     # ---- reading ----------------------------------------------------------------------------------------------------
-
-    def _plan(self) -> EpochPlan:
-        """Return which batches each epoch reads. A start or stop is resolved once, and is a number in the record."""
-        record = self.run.record
-        if "start" in record:
-            return EpochPlan(self.manifest.layout, Position(**record["start"]), record["stop"])
-        with FeatureStream(
-            self.config.stream, self.config.taps, start=self.config.start, stop=self.config.stop, log=self.log
-        ) as stream:
-            plan = EpochPlan(self.manifest.layout, stream.start, stream.stop)
-        # The last bits of a sum depend on the number of threads: who repeats the run needs it.
-        self.run.update(start=plan.start, stop=plan.stop, threads=torch.get_num_threads())
-        passes = plan.passes
-        if passes is not None and self.config.epochs > passes:
-            count = "1 pass" if passes == 1 else f"{passes} passes"
-            again = self.config.epochs - passes
-            self.say(f"{self.config.epochs} epochs over {count}: the last {again} read rows that were read before")
-        return plan
 
     def _segment(self, position: Position, stop: int) -> FeatureStream:
         stream = FeatureStream(
