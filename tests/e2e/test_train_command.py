@@ -103,6 +103,22 @@ def test_a_finished_run_says_so_and_is_left_as_it_is(stream, finished):
     assert json.loads(again.stdout)["already_finished"] is True
 
 
+def test_several_experiments_read_one_stream_at_once_each_from_its_own_start(stream, finished, tmp_path, broker):
+    starts = {"first": "earliest", "second": "pass:1"}
+    running = [
+        subprocess.Popen(
+            command(stream, tmp_path, name, "--from", start), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for name, start in starts.items()
+    ]
+    assert [process.wait(120) for process in running] == [0, 0]
+    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in starts]
+    assert [(record["start"]["batch"], record["passes"]) for record in records] == [(0, 2), (25, 1)]
+    assert head_bytes(tmp_path / "first") == head_bytes(finished), "beside another reader as alone"
+    with KafkaLog(broker) as log:
+        assert {reader_group(stream, name) for name in starts} <= set(log.committed_positions())
+
+
 def test_ctrl_c_keeps_what_was_learnt_and_the_same_command_goes_on(stream, tmp_path):
     process = subprocess.Popen(
         command(stream, tmp_path, "E1", "--epochs", "100000"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True

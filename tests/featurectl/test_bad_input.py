@@ -15,6 +15,8 @@ from featurestream_producer.lease import HeldLease
 from tests.producing import BACKBONE, write_images
 from tests.support import make_manifest, publish
 
+LOUD = "tests.featurectl.test_bad_input:loud"
+NAN = "tests.producer.test_produce_run:turning_nan"
 TRAIN = ("train", "toy", "--name", "E1", "--device", "cpu", "--reporter", "jsonl", "--epochs", "1", "--runs", "RUNS")
 
 
@@ -50,8 +52,8 @@ def loud() -> nn.Module:
             2,
             "one sample of tap conv1 is too large for a record",
         ),
-        (produce("IMAGES", model="tests.featurectl.test_bad_input:loud", tap="2=t"), 3, "float16"),
-        (produce("IMAGES", "--batch-size", "2", model="tests.producer.test_produce_run:turning_nan", tap="1=t"), 3, 'tap "t"'),
+        (produce("IMAGES", model=LOUD, tap="2=t"), 3, "float16"),
+        (produce("IMAGES", "--batch-size", "2", model=NAN, tap="1=t"), 3, 'tap "t"'),
         ((*TRAIN, "--tap", "layer3", "--head", "mpl"), 2, 'unknown head "mpl"; did you mean "mlp"?'),
         ((*TRAIN, "--tap", "layer3", "--optimizer", "Addam"), 2, 'unknown optimiser "Addam"; did you mean "Adam"?'),
         ((*TRAIN, "--tap", "layer9"), 2, 'unknown tap of stream toy "layer9"; did you mean "layer3"?'),

@@ -1,0 +1,138 @@
+"""Each benchmark runs, in small; nothing is asserted about speed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from benchmarks import produce, publish, read, wire
+from benchmarks.__main__ import THEMES, main
+from benchmarks.broker import own_broker
+from benchmarks.measure import Ratio, Run, in_turn, ratio
+from benchmarks.produce import Case
+from benchmarks.report import Report, Setting, Table, markdown
+from featurestream.cluster import Cluster
+from featurestream.kafka import KafkaLog
+from featurestream.kafka.admin import ping
+from tests.project.documents import ROOT
+
+
+def runs(*rates: float) -> list[Run]:
+    return [Run(rate, 0.0) for rate in rates]
+
+
+def rows_of(report: Report) -> list[Sequence[tuple[str, ...]]]:
+    for table in report.tables:
+        assert {len(row) for row in table.rows} == {len(table.header)}
+    return [table.rows for table in report.tables]
+
+
+def test_ways_are_measured_in_turn_forwards_and_backwards_after_one_run_that_does_not_count() -> None:
+    order = ""
+
+    def way(name: str) -> Run:
+        nonlocal order
+        order += name
+        return Run(len(order), 0.0)
+
+    found = in_turn({"a": lambda: way("a"), "b": lambda: way("b")}, 3)
+    assert order == "ab" + "ab" + "ba" + "ab"
+    assert found == {"a": runs(3, 6, 7), "b": runs(4, 5, 8)}
+
+
+def test_a_ratio_is_the_median_of_the_repeats_ratios() -> None:
+    found = ratio({"ours": runs(90, 50, 99), "bare": runs(100, 100, 90)}, "ours", "bare")
+    assert found == Ratio(0.9, 0.5, 1.1)
+    assert str(found) == "0.90 (0.50 to 1.10)"
+    assert found.against(0.9) == "0.90: met"
+    assert found.against(0.95) == "0.95: missed"
+
+
+def test_a_table_is_markdown_with_numbers_on_the_right() -> None:
+    table = Table(("record", "MB/s"), [("513 kB", "2,000"), ("a long one", "9")])
+    assert table.markdown().splitlines() == [
+        "| record     |  MB/s |",
+        "|------------|------:|",
+        "| 513 kB     | 2,000 |",
+        "| a long one |     9 |",
+    ]
+
+
+def test_a_report_names_hardware_command_and_versions() -> None:
+    setting = Setting(
+        "AMD Ryzen(TM) 7 CPU @ 3 GHz", 8, 16.0, "Linux", "python -m benchmarks x", datetime(2026, 1, 2, tzinfo=UTC), 0.5
+    )
+    text = markdown(
+        Report("x", "A against B.", [Table(("a", "b"), [("1", "2")])], ["Note."], {"numpy": "2.0"}), setting
+    )
+    assert text.startswith("# x\n\nA against B.\n\n| a | b |")
+    assert "`python -m benchmarks x`, 2026-01-02 00:00 UTC" in text
+    assert "AMD Ryzen(TM) 7 CPU @ 3 GHz, 8 cores, 16 GB, Linux; load 0.5 before" in text
+    assert re.search(r"versions: python 3\..*, featurestream .*, numpy 2.0\n$", text)
+    assert setting.hardware == "amd-ryzen-7-8-cores"
+
+
+def test_the_command_prints_a_report_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["wire", "--reports", str(tmp_path)])
+    (file,) = tmp_path.iterdir()
+    assert re.fullmatch(r"wire_[a-z0-9-]+-cores_\d{4}-\d{2}-\d{2}\.md", file.name)
+    assert file.read_text(encoding="utf-8") in capsys.readouterr().out
+
+
+def test_an_unknown_theme_is_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["write"])
+    assert 'unknown theme "write", expected one of wire, publish, read, produce' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_each_theme_is_a_module_that_the_readme_explains(theme: str) -> None:
+    assert (ROOT / "benchmarks" / f"{theme}.py").is_file()
+    assert f"| `{theme}` |" in (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+
+
+def test_wire_runs() -> None:
+    ((line,),) = rows_of(wire.run(shapes=[(4, 8)], repeats=1, loop_s=0.0))
+    assert line[0].startswith("4 x 8 float16")
+
+
+@pytest.mark.broker
+def test_publish_runs_and_leaves_no_topic(broker: Cluster) -> None:
+    ((line,),) = rows_of(publish.run(broker, rows=[8], volume=500_000, repeats=1))
+    assert line[0] == "33 kB"
+    check_nothing_is_left(broker)
+
+
+@pytest.mark.broker
+def test_read_runs_and_leaves_no_topic(broker: Cluster) -> None:
+    speeds, memory = rows_of(read.run(broker, rows=[8], volume=3_000_000, repeats=1, slow_s=0.2))
+    assert [line[1] for line in speeds] == ["1", "2"]
+    assert [line[0] for line in memory] == 2 * ["a quarter of the stream", "the whole stream", "a slow user"]
+    check_nothing_is_left(broker)
+
+
+@pytest.mark.broker
+def test_produce_runs_and_leaves_no_topic(broker: Cluster) -> None:
+    case = Case("photos", produce.write_photos, images=6, image_size=32, batch_size=4)
+    speeds, stages = rows_of(produce.run(broker, cases=[case], repeats=1))
+    assert speeds[0][:3] == ("photos", "resnet18", "32")
+    assert stages[0][0] == "photos"
+    check_nothing_is_left(broker)
+
+
+@pytest.mark.broker
+def test_the_benchmarks_broker_is_their_own_and_ends_with_them(broker: Cluster) -> None:
+    with own_broker() as cluster:
+        assert cluster.bootstrap_servers != broker.bootstrap_servers
+        ping(cluster.bootstrap_servers, 5)
+    with pytest.raises(Exception, match="no answer from Kafka"):
+        ping(cluster.bootstrap_servers, 0.5)
+
+
+def check_nothing_is_left(cluster: Cluster) -> None:
+    with KafkaLog(cluster) as log:
+        assert [topic for topic in log.topics() if topic.startswith("bench-")] == []
