@@ -138,8 +138,8 @@ class Record:
             )
         if self.rows % self.views:
             raise UsageError(f"{where} has {self.rows} rows, which {self.views} views of every sample cannot make")
-        # As unsigned, a negative index is a huge one: one look at the numbers is enough.
-        if self.rows and indices.view(np.uint64).max() > MAX_NUMBER:
+        # All bits of all numbers together, in one look: below 2^53 where each number is, negative where one is.
+        if not 0 <= np.bitwise_or.reduce(indices) <= MAX_NUMBER:
             raise UsageError(
                 f"the sample indices of {where} go from {indices.min()} to {indices.max()}, expected 0 to 2^53 - 1"
             )

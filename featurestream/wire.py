@@ -69,6 +69,9 @@ _DAMAGED: Final = "it was not written by featurestream, or was damaged on its wa
 _UPGRADE: Final = "upgrade featurestream to read it"
 _REQUIRED: Final = frozenset(HEADER_KEYS)
 _KNOWN: Final = frozenset([*HEADER_KEYS, MUST_UNDERSTAND, PAD])
+_CONTENT_TYPE: Final = CONTENT_TYPE.encode()
+_FORMAT: Final = b"%d" % FORMAT
+_HEADER_NAMES: Final = frozenset(RECORD_HEADERS)
 
 
 # ---- the value, written ---------------------------------------------------------------------------------------
@@ -485,8 +488,8 @@ def headers_of(record: Record) -> list[tuple[str, bytes]]:
 
 def _headers(fingerprint: str, pass_number: int, batch: int, rows: int) -> list[tuple[str, bytes]]:
     return [
-        ("content-type", CONTENT_TYPE.encode()),
-        ("format", b"%d" % FORMAT),
+        ("content-type", _CONTENT_TYPE),
+        ("format", _FORMAT),
         ("fingerprint", fingerprint.encode()),
         ("pass", b"%d" % pass_number),
         ("batch", b"%d" % batch),
@@ -500,9 +503,34 @@ def parse_headers(headers: Headers | None) -> RecordHeaders:
     Headers of other names, such as a tracer adds, are passed over. Raises RecordError where one of ours is missing,
     there twice, without a value or not what it should be, and where the record is of another format.
     """
+    given = headers or ()
+    found = dict(given)
+    # Ours and no others, each once and with a value: nearly always, and five times as fast as looking at each.
+    if len(given) != len(found) or found.keys() != _HEADER_NAMES or {*map(type, found.values())} != {bytes}:
+        found = _pick(given)
+    if found["content-type"] != _CONTENT_TYPE:
+        raise RecordError(
+            f'the record\'s content-type is "{_shown(found["content-type"])}", expected "{CONTENT_TYPE}"', hint=_DAMAGED
+        )
+    if found["format"] != _FORMAT:
+        raise _other_format(_shown(found["format"]))
+    fingerprint = found["fingerprint"].decode("ascii", "replace")
+    if not FINGERPRINT.fullmatch(fingerprint):
+        raise RecordError(f'the record\'s header "fingerprint" is "{_shown(found["fingerprint"])}"', hint=_DAMAGED)
+    return RecordHeaders(
+        FORMAT,
+        fingerprint,
+        _header_number("pass", found["pass"]),
+        _header_number("batch", found["batch"]),
+        _header_number("rows", found["rows"]),
+    )
+
+
+def _pick(headers: Headers) -> dict[str, bytes]:
+    """Return our headers out of all that a record has."""
     found: dict[str, bytes] = {}
-    for name, value in headers or ():
-        if name not in RECORD_HEADERS:
+    for name, value in headers:
+        if name not in _HEADER_NAMES:
             continue
         if name in found:
             raise RecordError(f'the record has the header "{name}" twice', hint=_DAMAGED)
@@ -512,26 +540,16 @@ def parse_headers(headers: Headers | None) -> RecordHeaders:
     absent = [name for name in RECORD_HEADERS if name not in found]
     if absent:
         raise RecordError(f"the record lacks the headers {', '.join(absent)}", hint=_DAMAGED)
-    if found["content-type"] != CONTENT_TYPE.encode():
-        raise RecordError(
-            f'the record\'s content-type is "{_shown(found["content-type"])}", expected "{CONTENT_TYPE}"', hint=_DAMAGED
-        )
-    if found["format"] != b"%d" % FORMAT:
-        raise _other_format(_shown(found["format"]))
-    fingerprint = found["fingerprint"].decode("ascii", "replace")
-    if not FINGERPRINT.fullmatch(fingerprint):
-        raise RecordError(f'the record\'s header "fingerprint" is "{_shown(found["fingerprint"])}"', hint=_DAMAGED)
-    pass_number, batch, rows = (_header_number(found, name) for name in ("pass", "batch", "rows"))
-    return RecordHeaders(FORMAT, fingerprint, pass_number, batch, rows)
+    return found
 
 
-def _header_number(headers: dict[str, bytes], name: str) -> int:
-    text = headers[name]
-    if not _NUMBER.fullmatch(text) or int(text) > MAX_NUMBER:
+def _header_number(name: str, text: bytes) -> int:
+    number = int(text) if _NUMBER.fullmatch(text) else -1
+    if not 0 <= number <= MAX_NUMBER:
         raise RecordError(
             f'the record\'s header "{name}" is "{_shown(text)}", expected a number from 0 to 2^53 - 1', hint=_DAMAGED
         )
-    return int(text)
+    return number
 
 
 def _shown(text: bytes) -> str:

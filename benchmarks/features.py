@@ -1,0 +1,67 @@
+"""Streams and records of the size that real ones have, without a backbone: the numbers are random."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestream.manifest import BackboneFacts, DataFacts, Manifest, TapFacts, sealed
+from featurestream.record import Record
+
+CLASSES = 1000
+POOL = 8  # different payloads; together larger than a core's own caches
+
+
+def make_manifest(
+    stream: str, *, rows: int, width: int, batches: int, taps: tuple[str, ...] = ("avgpool",), lanes: int = 4
+) -> Manifest:
+    """Return the manifest of one pass: ``batches`` batches of ``rows`` rows, ``width`` float16 numbers in each."""
+    return sealed(
+        Manifest(
+            stream=stream,
+            data=DataFacts(
+                source="random", samples=rows * batches, label_kind="class", class_count=CLASSES, sha256="0" * 64
+            ),
+            transform={"name": "eval"},
+            backbone=BackboneFacts(name="random", weights="random", weights_sha256="0" * 64),
+            taps=[TapFacts(name=tap, spec=tap, layer=tap, shape=[width]) for tap in taps],
+            dtype="float16",
+            seed=0,
+            batch_samples=rows,
+            lanes=lanes,
+            passes=1,
+            created_at="2026-01-01T00:00:00+00:00",
+        )
+    )
+
+
+def make_record(manifest: Manifest, batch: int, tap: str) -> Record:
+    """Return one record: ids as ImageNet has them (30 characters), class numbers as labels."""
+    places = manifest.layout.sample_range(batch)
+    indices = np.arange(places.start, places.stop, dtype=np.int64)
+    labels = indices % CLASSES
+    shape = tuple(manifest.tap(tap).shape)
+    return Record(
+        stream=manifest.stream,
+        fingerprint=manifest.fingerprint,
+        tap=tap,
+        batch=batch,
+        pass_number=manifest.layout.pass_of(batch),
+        views=1,
+        dtype=manifest.dtype,
+        shape=shape,
+        payload=_payloads(len(indices), shape[0])[batch % POOL],
+        indices=indices,
+        ids=tuple(f"n{label:08d}/n{label:08d}_{index:05d}.JPEG" for index, label in zip(indices, labels, strict=True)),
+        labels=labels,
+        extracted_ns=1_700_000_000_000_000_000,
+    )
+
+
+@cache
+def _payloads(rows: int, width: int) -> list[NDArray[np.uint8]]:
+    generator = np.random.default_rng(0)
+    numbers = generator.standard_normal((POOL, rows * width), dtype=np.float32).astype("<f2")
+    return [each.view(np.uint8) for each in numbers]

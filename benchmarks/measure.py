@@ -1,0 +1,79 @@
+"""Several ways to do one thing, measured in turn: what changes on the machine meanwhile changes for all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One measurement: units a second, and the seconds of CPU that this process took for a unit."""
+
+    rate: float
+    cpu_s: float
+
+
+Runs = Mapping[str, Sequence[Run]]
+
+
+class Clock:
+    """Runs from the moment that it is made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def stop(self, units: float) -> Run:
+        """Return what it took to get ``units`` done until now."""
+        cpu_s = time.process_time() - self._cpu
+        return Run(units / (time.perf_counter() - self._wall), cpu_s / units)
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """The median over the repeats, with the smallest and the largest."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+    def against(self, goal: float) -> str:
+        """Return the goal, and whether the median reaches it."""
+        return f"{goal:.2f}: {'met' if self.median >= goal else 'missed'}"
+
+
+def in_turn(ways: Mapping[str, Callable[[], Run]], repeats: int) -> Runs:
+    """Return what each way did, a run a repeat, by its name.
+
+    Every way runs once before, unmeasured. Every other repeat goes backwards, so that none of them always comes after
+    the same one.
+    """
+    names = list(ways)
+    runs: dict[str, list[Run]] = {name: [] for name in names}
+    for name in names:
+        ways[name]()
+    for repeat in range(repeats):
+        for name in reversed(names) if repeat % 2 else names:
+            runs[name].append(ways[name]())
+    return runs
+
+
+def ratio(runs: Runs, one: str, other: str) -> Ratio:
+    """Return the rate of ``one`` over that of ``other``, taken repeat by repeat."""
+    ratios = [mine.rate / theirs.rate for mine, theirs in zip(runs[one], runs[other], strict=True)]
+    return Ratio(statistics.median(ratios), min(ratios), max(ratios))
+
+
+def rate(runs: Runs, name: str) -> float:
+    """Return the median rate."""
+    return statistics.median(run.rate for run in runs[name])
+
+
+def cpu_ms(runs: Runs, name: str) -> float:
+    """Return the median of the milliseconds of CPU for a unit."""
+    return 1000 * statistics.median(run.cpu_s for run in runs[name])
