@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from featurestream.tail import settled_bounds
-
 from featurestream.errors import FingerprintError, RecordError
 from featurestream.layout import Layout
 from featurestream.manifest import Manifest
@@ -19,6 +17,7 @@ from featurestream.names import tap_topic
 from featurestream.ports import LogRecord, RecordSource
 from featurestream.record import ITEM_BYTES
 from featurestream.seek import Lanes, batch_of
+from featurestream.tail import settled_bounds
 from featurestream.wire import decode, parse_headers
 
 READ_TIMEOUT_S = 10.0
