@@ -17,6 +17,7 @@ from torch import Tensor
 from featurestream.errors import UsageError
 from featurestream.lookup import look_up
 from featurestream_consumer.arguments import call, check_arguments
+from featurestream_consumer.losses import Loss
 from featurestream_consumer.randomness import OwnRandom
 
 
@@ -110,6 +111,14 @@ def build_augmentation(name: str | None, args: Mapping[str, Any]) -> Augmentatio
     else:
         check_arguments("augmentation", name, function, args, supplied=2)
     return Augmentation(name, args)
+
+
+def augmented_loss(loss: Loss, scores_BC: Tensor, targets: Tensor, augmented: Augmented | None) -> Tensor:
+    """Return loss_B against the rows' own targets, and their partners' where rows were mixed."""
+    loss_B = loss(scores_BC, targets)
+    if augmented is None or augmented.partner is None:
+        return loss_B
+    return augmented.share * loss_B + (1 - augmented.share) * loss(scores_BC, targets[augmented.partner])
 
 
 def _check(argument: str, value: object, fits: bool, expected: str) -> None:

@@ -56,6 +56,11 @@ class FlatParameters:
         rows = flat.shape[:-1]
         return [flat[..., start : start + shape.numel()].view(*rows, *shape) for start, shape in self._places]
 
+    def attach(self) -> None:
+        """Put the gradients, as they lie in :attr:`gradient`, where an optimiser of the module's parameters looks."""
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+
     def collect(self) -> None:
         """Take the gradients that a backward pass has left at the module's parameters."""
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from featurestream.errors import DataError, DivergedError, UsageError
-from featurestream_consumer.augment import Augmentation, Augmented
+from featurestream_consumer.augment import Augmentation, Augmented, augmented_loss
 from featurestream_consumer.features import Rows, as_features, as_tensor
 from featurestream_consumer.flat import FlatParameters
 from featurestream_consumer.losses import Loss
@@ -177,7 +177,7 @@ class Trainer:
             nonlocal first
             self.head.zero_grad(set_to_none=True)
             scores_BC = self._scores(augmented.features)
-            loss_B = self._losses(scores_BC, targets, augmented)
+            loss_B = augmented_loss(self.loss, scores_BC, targets, augmented)
             loss = loss_B.mean()
             value = float(loss.detach())
             if first is None:  # LBFGS comes back for more, and may try a step that it then takes back
@@ -389,12 +389,6 @@ class Trainer:
                 hint=f"expected ({features_BD.shape[0]}, {self.outputs}): one score a row and output",
             )
         return scores_BC
-
-    def _losses(self, scores_BC: Tensor, targets: Tensor, augmented: Augmented) -> Tensor:
-        loss_B = self.loss(scores_BC, targets)
-        if augmented.partner is None:
-            return loss_B
-        return augmented.share * loss_B + (1 - augmented.share) * self.loss(scores_BC, targets[augmented.partner])
 
 
 def _whole(state: Any) -> Any:
