@@ -70,7 +70,9 @@ class Lone:
 
     def step(self, features: Features, labels: Features, *, place: str, once: Once) -> dict[Trainer, DivergedError]:
         """See :class:`Unit`."""
-        return _step_alone(self.trainers, features, labels, place, once)
+        diverged = _step_alone(self.trainers, features, labels, place, once)
+        self.trainers = [trainer for trainer in self.trainers if trainer not in diverged]
+        return diverged
 
     def score(
         self, features: Features, labels: Features, *, place: str, once: Once
@@ -140,8 +142,9 @@ class Group:
         for piece in self._slices:
             piece.step(diverged)
         self._add_metrics(scores_KBC.detach(), targets, loss_KB.detach(), once)
-        for trainer in self.trainers:
+        for trainer, value in zip(self.trainers, found, strict=True):
             if trainer not in diverged:
+                trainer.last_loss = value
                 trainer.step_count += 1
                 trainer.rows_seen += rows
         if diverged:

@@ -102,6 +102,7 @@ class Trainer:
         head: the module, on the device of its parameters.
         running: the training metrics since they were last taken.
         random: the random numbers that training draws.
+        last_loss: the mean loss of the batch before the last step; None before any.
         step_count: optimiser steps made; with LBFGS one a batch.
         rows_seen: rows trained on, counted again when they come again.
         epoch: epochs ended (:meth:`end_epoch`).
@@ -138,6 +139,7 @@ class Trainer:
         self.running = Meter({name: metric for name, metric in self.metrics.items() if name in (first, "loss")})
         self.random = OwnRandom(seed, self.device)
         self.needs_closure = needs_closure(optimizer)
+        self.last_loss: float | None = None
         self.step_count = 0
         self.rows_seen = 0
         self.epoch = 0
@@ -199,6 +201,7 @@ class Trainer:
             raise UsageError(f"{type(self.optimizer).__name__} made a step without computing a loss")
         scores_BC, loss_B, value = first
         self.running.update(scores_BC, targets, loss_B)
+        self.last_loss = value
         self.step_count += 1
         self.rows_seen += int(features_BD.shape[0])
         self.step_scheduler()
