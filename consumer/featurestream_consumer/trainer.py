@@ -215,7 +215,7 @@ class Trainer:
         Raises DataError for rows or labels that do not fit.
         """
         features_BD = once.make(
-            ("features", self.device, id(self.normalization)), lambda: self._features(features, place, once)
+            ("features", self.device, self.normalization.alike), lambda: self._features(features, place, once)
         )
         if features_BD.shape[1] != self.in_features:
             raise DataError(
