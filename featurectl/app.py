@@ -27,6 +27,7 @@ from featurectl.peek import peek
 from featurectl.probe import probe
 from featurectl.produce import produce
 from featurectl.streams import streams
+from featurectl.sweep import sweep
 from featurectl.train import train
 
 OUR_BUG: Final = 70
@@ -54,6 +55,7 @@ app.command()(layers)
 app.command()(streams)
 app.command()(peek)
 app.command()(train)
+app.command()(sweep)
 app.command()(probe)
 app.command()(compare)
 app.command()(doctor)

@@ -31,6 +31,10 @@ def train(
     ] = None,
     scheduler_arg: Annotated[Arguments, typer.Option(metavar="K=V", help="Such as T_max=500.")] = None,
     normalize: Annotated[str, typer.Option(help="What is done to features first: none, l2 or standardize.")] = "none",
+    augment: Annotated[
+        str | None, typer.Option(help="What training changes at features: gaussian, dropout, mixup.")
+    ] = None,
+    augment_arg: Annotated[Arguments, typer.Option(metavar="K=V", help="Such as std=0.1 or alpha=0.2.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes to read; where there are fewer, they are read again.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Rows an optimiser step, whatever the records hold.")] = 256,
     seed: Annotated[int, typer.Option(help="What weights and dropout are drawn from.")] = 0,
@@ -73,6 +77,8 @@ def train(
         scheduler=scheduler,
         scheduler_args=parse_arguments(scheduler_arg or []),
         normalize=normalize,
+        augment=augment,
+        augment_args=parse_arguments(augment_arg or []),
         metrics=metric or (),
         epochs=epochs,
         batch_size=batch_size,

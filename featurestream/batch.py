@@ -177,28 +177,45 @@ def concatenate(parts: Sequence[FeatureBatch]) -> FeatureBatch:
     )
 
 
-def regroup(batches: Iterable[FeatureBatch], size: int) -> Iterator[FeatureBatch]:
-    """Yield the same rows in the same order in batches of ``size`` rows.
+class Regrouper:
+    """The same rows in the same order in batches of ``size`` rows, from the batches that are added one by one.
 
     A batch never spans two passes: the last one of a pass may be smaller. Rows are views where a batch lies in one
     record, and copied where it spans several.
     """
-    parts: list[FeatureBatch] = []
-    held = 0
-    for batch in batches:
-        if parts and batch.pass_number != parts[0].pass_number:
-            yield concatenate(parts)
-            parts, held = [], 0
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._parts: list[FeatureBatch] = []
+        self._held = 0
+
+    def add(self, batch: FeatureBatch) -> Iterator[FeatureBatch]:
+        """Take a batch and yield what it completes. Exhaust the iterator before the next one is added."""
+        if self._parts and batch.pass_number != self._parts[0].pass_number:
+            yield from self.rest()
         first = 0
-        while len(batch) - first >= size - held:
-            last = first + size - held
-            yield concatenate([*parts, batch.rows(first, last)])
-            parts, held, first = [], 0, last
+        while len(batch) - first >= self.size - self._held:
+            last = first + self.size - self._held
+            whole = concatenate([*self._parts, batch.rows(first, last)])
+            self._parts, self._held, first = [], 0, last
+            yield whole
         if first < len(batch) or not len(batch):  # a batch without rows still says what is missing
-            parts.append(batch.rows(first, len(batch)))
-            held += len(parts[-1])
-    if parts:
-        yield concatenate(parts)
+            self._parts.append(batch.rows(first, len(batch)))
+            self._held += len(self._parts[-1])
+
+    def rest(self) -> Iterator[FeatureBatch]:
+        """Yield the rows that no batch has been made of yet: the last batch of a pass, or of a range."""
+        if self._parts:
+            parts, self._parts, self._held = self._parts, [], 0
+            yield concatenate(parts)
+
+
+def regroup(batches: Iterable[FeatureBatch], size: int) -> Iterator[FeatureBatch]:
+    """Yield the rows of ``batches`` in batches of ``size`` rows, as a :class:`Regrouper` makes them."""
+    grouping = Regrouper(size)
+    for batch in batches:
+        yield from grouping.add(batch)
+    yield from grouping.rest()
 
 
 def row_bytes(dtype: str, shape: Sequence[int]) -> int:

@@ -55,10 +55,19 @@ def check_arguments(
             )
 
 
-def call(kind: str, name: str, function: Callable[..., T], supplied: Sequence[Any], given: Mapping[str, Any]) -> T:
+def call(
+    kind: str,
+    name: str,
+    function: Callable[..., T],
+    supplied: Sequence[Any],
+    given: Mapping[str, Any],
+    *,
+    shown: Mapping[str, Any] | None = None,
+) -> T:
     """Return ``function(*supplied, **given)`` after :func:`check_arguments`.
 
-    A refusal of the function itself (a learning rate below zero) becomes a UsageError with the function's words.
+    A refusal of the function itself (a learning rate below zero) becomes a UsageError with the function's words, and
+    the arguments ``shown``, which are those given unless we added some.
     """
     check_arguments(kind, name, function, given, supplied=len(supplied))
     try:
@@ -66,5 +75,6 @@ def call(kind: str, name: str, function: Callable[..., T], supplied: Sequence[An
     except FeatureStreamError:
         raise
     except REFUSALS as error:
-        shown = ", ".join(f"{key}={value!r}" for key, value in given.items()) or "no arguments"
-        raise UsageError(f'{kind} "{name}" refuses {shown}: {error}') from error
+        listed = given if shown is None else shown
+        text = ", ".join(f"{key}={value!r}" for key, value in listed.items()) or "no arguments"
+        raise UsageError(f'{kind} "{name}" refuses {text}: {error}') from error

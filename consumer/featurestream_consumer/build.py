@@ -7,17 +7,20 @@ from collections.abc import Iterable
 import torch
 
 from featurestream.errors import UsageError
+from featurestream_consumer.augment import build_augmentation
 from featurestream_consumer.config import TrainConfig
-from featurestream_consumer.heads import build_head, check_head
+from featurestream_consumer.flat import FlatParameters
+from featurestream_consumer.heads import HEADS, build_head, check_head
 from featurestream_consumer.losses import build_loss
 from featurestream_consumer.metrics import build_metrics, default_metrics
-from featurestream_consumer.normalization import build_normalization
+from featurestream_consumer.normalization import Normalization, build_normalization
 from featurestream_consumer.optimizers import (
     build_optimizer,
     build_scheduler,
     check_optimizer,
     check_scheduler,
     find_scheduler,
+    is_element_wise,
 )
 from featurestream_consumer.reporters import check_reporters
 from featurestream_consumer.trainer import Trainer
@@ -33,6 +36,7 @@ def check_config(config: TrainConfig) -> None:
     build_loss(config.loss, config.loss_args)
     check_optimizer(config.optimizer, config.optimizer_args)
     build_normalization(config.normalize)
+    build_augmentation(config.augment, config.augment_args)
     build_metrics(config.metrics)
     check_reporters(config.reporters)
     if config.scheduler is None:
@@ -58,18 +62,23 @@ def build_trainer(
     outputs: int,
     class_labels: bool = True,
     total_steps: int | None = None,
+    normalization: Normalization | None = None,
 ) -> Trainer:
     """Return the trainer of an experiment at its beginning, on its device.
 
     ``in_features`` is the length of a flattened row (of all taps together), ``outputs`` what
     :func:`~featurestream_consumer.losses.outputs_for` says, ``class_labels`` whether the stream's labels are class
-    numbers, ``total_steps`` the number of optimiser steps of the whole run where it is known. Raises UsageError.
+    numbers, ``total_steps`` the number of optimiser steps of the whole run where it is known, ``normalization`` one
+    that several trainers share, made as the configuration says. Raises UsageError.
     """
     device = choose_device(config.device)
     head = build_head(
         config.head, in_features=in_features, outputs=outputs, args=config.head_args, seed=config.seed
     ).to(device)
-    optimizer = build_optimizer(config.optimizer, head.parameters(), config.optimizer_args)
+    # Only for heads of ours: torch leaves a parameter alone that a step gave no gradient, and who knows a user's head?
+    flat = FlatParameters(head) if config.head in HEADS and is_element_wise(config.optimizer) else None
+    parameters = head.parameters() if flat is None else [flat.parameter]
+    optimizer = build_optimizer(config.optimizer, parameters, config.optimizer_args)
     scheduler = None
     if config.scheduler is not None:
         scheduler = build_scheduler(config.scheduler, optimizer, config.scheduler_args, total_steps=total_steps)
@@ -81,9 +90,11 @@ def build_trainer(
         in_features=in_features,
         outputs=outputs,
         scheduler=scheduler,
-        normalization=build_normalization(config.normalize),
+        normalization=normalization or build_normalization(config.normalize),
         metrics=metrics,
         seed=config.seed,
+        augmentation=build_augmentation(config.augment, config.augment_args),
+        flat=flat,
     )
 
 

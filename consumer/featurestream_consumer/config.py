@@ -45,6 +45,11 @@ class TrainConfig(BaseModel):
     )
     scheduler_args: dict[str, Any] = Field(default_factory=dict, description="the scheduler's arguments")
     normalize: str = Field(default="none", description="what is done to features first: none, l2 or standardize")
+    augment: str | None = Field(
+        default=None,
+        description="what training changes at features: gaussian, dropout, mixup, or package.module:function",
+    )
+    augment_args: dict[str, Any] = Field(default_factory=dict, description="the augmentation's arguments")
     metrics: tuple[str, ...] = Field(
         default=(), description="metrics by name, the one to compare runs by first; none: those that fit the loss"
     )
@@ -77,7 +82,7 @@ class TrainConfig(BaseModel):
     def _one_is_a_list(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
-    @field_validator("head_args", "loss_args", "optimizer_args", "scheduler_args", mode="after")
+    @field_validator("head_args", "loss_args", "optimizer_args", "scheduler_args", "augment_args", mode="after")
     @classmethod
     def _plain(cls, value: dict[str, Any]) -> dict[str, Any]:
         # What comes back from run.json must equal what went in: no tuples, no NumPy numbers.

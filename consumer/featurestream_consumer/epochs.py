@@ -45,3 +45,14 @@ class EpochPlan:
         start = self.start if place == 0 else Position(self.layout.pass_start(number))
         stop = self.layout.pass_start(number + 1)
         return Segment(number, start, stop if self.stop is None else min(stop, self.stop))
+
+    def rows(self, epoch: int) -> int:
+        """Return the rows of epoch ``epoch``, where no sample is missing."""
+        segment = self.segment(epoch)
+        return sum(map(self.layout.rows_of, range(segment.start.batch, segment.stop))) - segment.start.row
+
+    def steps(self, epochs: int, batch_size: int) -> int | None:
+        """Return the optimiser steps of ``epochs`` epochs, where no sample is missing; None for an endless range."""
+        if self.passes is None:
+            return None
+        return sum(-(-self.rows(epoch) // batch_size) for epoch in range(epochs))

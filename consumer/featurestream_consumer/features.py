@@ -12,6 +12,9 @@ from torch import Tensor
 
 from featurestream.errors import DataError
 
+#: Where torch begins the tensors that it allocates.
+ALIGNMENT_BYTES = 64
+
 
 class Rows(NamedTuple):
     """Rows that a head is trained or validated on; any tuple of the three will do.
@@ -48,4 +51,6 @@ def as_features(features: NDArray[Any] | Tensor, device: torch.device) -> Tensor
     if tensor.ndim < 1:
         raise DataError("features without an axis of rows", hint="expected (rows, *shape)")
     rows, width = tensor.shape[0], math.prod(tensor.shape[1:])
-    return tensor.to(device, non_blocking=True).to(torch.float32).reshape(rows, width)
+    features_BD = tensor.to(device, non_blocking=True).to(torch.float32).reshape(rows, width)
+    # Rows may lie anywhere in the record they came in, and where a matrix begins may decide the last bits of a product.
+    return features_BD if features_BD.data_ptr() % ALIGNMENT_BYTES == 0 else features_BD.clone()

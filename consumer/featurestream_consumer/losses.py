@@ -136,16 +136,19 @@ class LossKind:
         function: ``(scores_BC, targets, **arguments) -> loss_B``.
         targets: ``(labels, outputs) -> targets``: the check and the conversion of a batch's labels, on the CPU.
         class_outputs: one output a class where the labels are class numbers; else one output a label's number.
+        row_by_row: each row's loss and gradient has the same bits whatever rows stand above and below it. bce has not:
+            torch computes logarithms eight or sixteen at a time, and what is left over with another formula.
     """
 
     function: Callable[..., Tensor]
     targets: Callable[[Tensor, int], Tensor] = any_targets
     class_outputs: bool = True
+    row_by_row: bool = False
 
 
 LOSSES: Final[dict[str, LossKind]] = {
-    "cross_entropy": LossKind(cross_entropy, class_targets),
-    "mse": LossKind(mse, value_targets, class_outputs=False),
+    "cross_entropy": LossKind(cross_entropy, class_targets, row_by_row=True),
+    "mse": LossKind(mse, value_targets, class_outputs=False, row_by_row=True),
     "bce": LossKind(bce, share_targets),
 }
 

@@ -22,15 +22,24 @@ if TYPE_CHECKING:
 Sum = tuple[Any, int]
 
 
+#: ``(scores_BC, targets, loss_B) -> value_B``, each row's value by itself.
+RowValue = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """The three functions of a metric, and which way it is better. ``unit`` says what one is of it."""
+    """The three functions of a metric, and which way it is better. ``unit`` says what one is of it.
+
+    ``row_value`` is there where the metric is the mean of a value that each row has by itself: then the rows of many
+    heads can be valued in one call.
+    """
 
     init: Callable[[], Any]
     update: Callable[[Any, Tensor, Tensor, Tensor], Any]
     compute: Callable[[Any], float]
     higher_is_better: bool
     unit: str
+    row_value: RowValue | None = None
 
 
 # ---- means over rows ------------------------------------------------------------------------------------------
@@ -47,19 +56,18 @@ def mean(state: Sum) -> float:
     return float(total) / rows if rows else float("nan")
 
 
-def add_loss(state: Sum, scores_BC: Tensor, targets: Tensor, loss_B: Tensor) -> Sum:  # noqa: ARG001 - the shared signature
-    """Add the rows' losses, in float64."""
-    return (state[0] + loss_B.double().sum(), state[1] + loss_B.shape[0])
+def row_loss(scores_BC: Tensor, targets: Tensor, loss_B: Tensor) -> Tensor:  # noqa: ARG001 - the shared signature
+    """Return the rows' losses."""
+    return loss_B
 
 
-def add_top1(state: Sum, scores_BC: Tensor, targets: Tensor, loss_B: Tensor) -> Sum:  # noqa: ARG001 - the shared signature
-    """Count the rows whose class has the highest score; of equal scores the first class counts as the highest."""
-    right_B = scores_BC.argmax(1) == _classes(scores_BC, targets, "top1")
-    return (state[0] + right_B.double().sum(), state[1] + right_B.shape[0])
+def row_top1(scores_BC: Tensor, targets: Tensor, loss_B: Tensor) -> Tensor:  # noqa: ARG001 - the shared signature
+    """Tell which rows' class has the highest score; of equal scores the first class counts as the highest."""
+    return scores_BC.argmax(1) == _classes(scores_BC, targets, "top1")
 
 
-def add_top5(state: Sum, scores_BC: Tensor, targets: Tensor, loss_B: Tensor) -> Sum:  # noqa: ARG001 - the shared signature
-    """Count the rows whose class is among the five highest scores; of equal scores the first classes are higher.
+def row_top5(scores_BC: Tensor, targets: Tensor, loss_B: Tensor) -> Tensor:  # noqa: ARG001 - the shared signature
+    """Tell which rows' class is among the five highest scores; of equal scores the first classes are higher.
 
     Counted by rank and not by ``topk``, whose choice among equal scores is not defined.
     """
@@ -67,26 +75,25 @@ def add_top5(state: Sum, scores_BC: Tensor, targets: Tensor, loss_B: Tensor) -> 
     score_B1 = scores_BC.gather(1, class_B1)
     numbers_C = class_B1.new_ones(scores_BC.shape[1]).cumsum(0) - 1
     higher_BC = (scores_BC > score_B1) | ((scores_BC == score_B1) & (numbers_C < class_B1))
-    right_B = higher_BC.sum(1) < 5
-    return (state[0] + right_B.double().sum(), state[1] + right_B.shape[0])
+    return higher_BC.sum(1) < 5
 
 
-def add_label_accuracy(state: Sum, scores_BC: Tensor, targets: Tensor, loss_B: Tensor) -> Sum:  # noqa: ARG001 - the shared signature
-    """Add each row's share of outputs on the right side: a score above 0 where the target is above one half."""
+def row_label_accuracy(scores_BC: Tensor, targets: Tensor, loss_B: Tensor) -> Tensor:  # noqa: ARG001 - the shared signature
+    """Return each row's share of outputs on the right side: a score above 0 where the target is above one half."""
     right_BC = (scores_BC > 0) == (targets.reshape(scores_BC.shape) > 0.5)
-    return (state[0] + right_BC.double().mean(1).sum(), state[1] + scores_BC.shape[0])
+    return right_BC.double().mean(1)
 
 
-def add_squares(state: Sum, scores_BC: Tensor, targets: Tensor, loss_B: Tensor) -> Sum:  # noqa: ARG001 - the shared signature
-    """Add each row's squared error, averaged over its outputs."""
+def row_squares(scores_BC: Tensor, targets: Tensor, loss_B: Tensor) -> Tensor:  # noqa: ARG001 - the shared signature
+    """Return each row's squared error, averaged over its outputs."""
     error_BC = (scores_BC - targets.reshape(scores_BC.shape)).double()
-    return (state[0] + error_BC.square().mean(1).sum(), state[1] + scores_BC.shape[0])
+    return error_BC.square().mean(1)
 
 
-def add_distances(state: Sum, scores_BC: Tensor, targets: Tensor, loss_B: Tensor) -> Sum:  # noqa: ARG001 - the shared signature
-    """Add each row's absolute error, averaged over its outputs."""
+def row_distances(scores_BC: Tensor, targets: Tensor, loss_B: Tensor) -> Tensor:  # noqa: ARG001 - the shared signature
+    """Return each row's absolute error, averaged over its outputs."""
     error_BC = (scores_BC - targets.reshape(scores_BC.shape)).double()
-    return (state[0] + error_BC.abs().mean(1).sum(), state[1] + scores_BC.shape[0])
+    return error_BC.abs().mean(1)
 
 
 def _classes(scores_BC: Tensor, targets: Tensor, metric: str) -> Tensor:
@@ -100,15 +107,23 @@ def _classes(scores_BC: Tensor, targets: Tensor, metric: str) -> Tensor:
     return targets.argmax(1)  # one-hot rows, as bce has them
 
 
+def mean_over_rows(row_value: RowValue, *, higher_is_better: bool, unit: str) -> Metric:
+    """Return the metric that is the mean of a value that each row has by itself, added up in float64."""
+
+    def add(state: Sum, scores_BC: Tensor, targets: Tensor, loss_B: Tensor) -> Sum:
+        value_B = row_value(scores_BC, targets, loss_B)
+        return (state[0] + value_B.double().sum(), state[1] + value_B.shape[0])
+
+    return Metric(empty_sum, add, mean, higher_is_better=higher_is_better, unit=unit, row_value=row_value)
+
+
 METRICS: Final[dict[str, Metric]] = {
-    "top1": Metric(empty_sum, add_top1, mean, higher_is_better=True, unit="share of rows, 0 to 1"),
-    "top5": Metric(empty_sum, add_top5, mean, higher_is_better=True, unit="share of rows, 0 to 1"),
-    "label_accuracy": Metric(
-        empty_sum, add_label_accuracy, mean, higher_is_better=True, unit="share of labels, 0 to 1"
-    ),
-    "mse": Metric(empty_sum, add_squares, mean, higher_is_better=False, unit="squared label units"),
-    "mae": Metric(empty_sum, add_distances, mean, higher_is_better=False, unit="label units"),
-    "loss": Metric(empty_sum, add_loss, mean, higher_is_better=False, unit="the loss's own, mean over rows"),
+    "top1": mean_over_rows(row_top1, higher_is_better=True, unit="share of rows, 0 to 1"),
+    "top5": mean_over_rows(row_top5, higher_is_better=True, unit="share of rows, 0 to 1"),
+    "label_accuracy": mean_over_rows(row_label_accuracy, higher_is_better=True, unit="share of labels, 0 to 1"),
+    "mse": mean_over_rows(row_squares, higher_is_better=False, unit="squared label units"),
+    "mae": mean_over_rows(row_distances, higher_is_better=False, unit="label units"),
+    "loss": mean_over_rows(row_loss, higher_is_better=False, unit="the loss's own, mean over rows"),
 }
 
 

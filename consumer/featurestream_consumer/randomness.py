@@ -11,38 +11,44 @@ from torch import Tensor
 
 
 class OwnRandom:
-    """One experiment's random state, lent to torch's global generators while its head runs.
+    """One experiment's random numbers: generators of its own, lent to torch's global ones while its head runs.
 
-    Dropout draws from the global generator, and so may any layer of a user's head. Each experiment keeps the state of
-    its own and swaps it in, so its masks are the same alone, beside sixty others, and after a restart. The swap costs
-    about 5 microseconds on the CPU. Nothing else in the process may draw from torch's global generator meanwhile.
+    Dropout draws from the global generator, and so may any layer of a user's head. Each experiment swaps the state of
+    its own in, so its masks are the same alone, beside sixty others, and after a restart. The swap costs about 5
+    microseconds on the CPU. Nothing else in the process may draw from torch's global generator meanwhile. Code that
+    takes a generator draws the same numbers from :attr:`generator` without a swap.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
         # Not the seed itself: the head's weights were drawn with that.
         start = xxhash.xxh3_64_intdigest(b"training/%d" % seed)
-        self._cpu = torch.Generator().manual_seed(start).get_state()
-        self._cuda = torch.Generator(device).manual_seed(start).get_state() if device.type == "cuda" else None
+        self.cpu = torch.Generator().manual_seed(start)
+        self._cuda = torch.Generator(device).manual_seed(start) if device.type == "cuda" else None
         self._device = device
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The generator of the head's device."""
+        return self.cpu if self._cuda is None else self._cuda
 
     @contextmanager
     def lent(self, *, keep: bool = True) -> Iterator[None]:
         """Make this the global random state for the block, and the former one again after it.
 
         With ``keep`` the numbers drawn are used up; without, the next block draws the same ones again (evaluation
-        must not change what training draws).
+        must not change what training draws). Inside the block, draw from the global generators only.
         """
         outside_cpu = torch.get_rng_state()
-        torch.set_rng_state(self._cpu)
+        torch.set_rng_state(self.cpu.get_state())
         outside_cuda = torch.cuda.get_rng_state(self._device) if self._cuda is not None else None
         if self._cuda is not None:
-            torch.cuda.set_rng_state(self._cuda, self._device)
+            torch.cuda.set_rng_state(self._cuda.get_state(), self._device)
         try:
             yield
             if keep:
-                self._cpu = torch.get_rng_state()
+                self.cpu.set_state(torch.get_rng_state())
                 if self._cuda is not None:
-                    self._cuda = torch.cuda.get_rng_state(self._device)
+                    self._cuda.set_state(torch.cuda.get_rng_state(self._device))
         finally:
             torch.set_rng_state(outside_cpu)
             if outside_cuda is not None:
@@ -50,10 +56,11 @@ class OwnRandom:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state of each generator as bytes."""
-        return {"cpu": self._cpu} if self._cuda is None else {"cpu": self._cpu, "cuda": self._cuda}
+        state = {"cpu": self.cpu.get_state()}
+        return state if self._cuda is None else {**state, "cuda": self._cuda.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take back what :meth:`state_dict` returned; a run that moves to CUDA starts that generator from its seed."""
-        self._cpu = state["cpu"].cpu()
+        self.cpu.set_state(state["cpu"].cpu())
         if self._cuda is not None and "cuda" in state:
-            self._cuda = state["cuda"].cpu()
+            self._cuda.set_state(state["cuda"].cpu())

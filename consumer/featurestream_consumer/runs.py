@@ -42,7 +42,9 @@ from featurestream.errors import (
 from featurestream.position import Position
 from featurestream_consumer.config import TrainConfig, differences
 from featurestream_consumer.files import cannot_write, write_atomically
+from featurestream_consumer.reporters.console import PLACE
 from featurestream_consumer.reporters.jsonl import FILE_NAME as METRICS_NAME
+from featurestream_consumer.reporters.jsonl import read_rows
 
 if TYPE_CHECKING:
     from torch import nn
@@ -144,6 +146,11 @@ class Run:
     def stop(self, reason: str, **facts: Any) -> None:
         """Record that the run ended before its end, and why; it can be resumed."""
         self.update(**facts, state="stopped", reason=reason)
+
+    def last_metrics(self) -> dict[str, float]:
+        """Return the metrics of the last row that was reported; empty where there was none."""
+        rows = read_rows(self.metrics_path)
+        return {name: value for name, value in rows[-1].items() if name not in PLACE} if rows else {}
 
     def write_validation(self, indices: NDArray[np.int64], labels: NDArray[Any], scores: NDArray[np.float32]) -> None:
         """Write validation.npz: ``index`` (rows,), ``label`` (rows,) or (rows, K), ``scores`` (rows, outputs)."""
@@ -256,6 +263,24 @@ def _open_held(
         )
         return run
     record = read_record(folder)
+    check_run(folder, record, config, fingerprint, validation_fingerprint)
+    run = Run(folder, record, lock, resumed=True)
+    if not run.finished:
+        run.update(state="running", reason=None, sessions=[*record["sessions"], _session()])
+    return run
+
+
+def check_run(
+    folder: Path,
+    record: Mapping[str, Any],
+    config: TrainConfig,
+    fingerprint: str,
+    validation_fingerprint: str | None,
+) -> None:
+    """Raise unless the record in ``folder`` is of a run of this configuration on these streams.
+
+    RunMismatchError with the differing fields, FingerprintError for another stream, DataError for a damaged record.
+    """
     found = differences(_config_of(record, folder), config)
     if found:
         shown = ", ".join(f"{field}: {old!r} -> {new!r}" for field, (old, new) in found.items())
@@ -273,10 +298,6 @@ def _open_held(
                 f"the run in {folder} read a {what} with fingerprint {was}, which now is {now}",
                 hint="the stream was made anew; train under another --name",
             )
-    run = Run(folder, record, lock, resumed=True)
-    if not run.finished:
-        run.update(state="running", reason=None, sessions=[*record["sessions"], _session()])
-    return run
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import produce, publish, read, wire
+from benchmarks import grouped_heads, produce, publish, read, wire
 from benchmarks.__main__ import THEMES, main
 from benchmarks.broker import own_broker
 from benchmarks.measure import Ratio, Run, in_turn, ratio
@@ -86,7 +86,9 @@ def test_the_command_prints_a_report_and_writes_it(tmp_path: Path, capsys: pytes
 def test_an_unknown_theme_is_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["write"])
-    assert 'unknown theme "write", expected one of wire, publish, read, produce' in capsys.readouterr().err
+    assert (
+        'unknown theme "write", expected one of wire, publish, read, produce, grouped_heads' in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("theme", THEMES)
@@ -98,6 +100,12 @@ def test_each_theme_is_a_module_that_the_readme_explains(theme: str) -> None:
 def test_wire_runs() -> None:
     ((line,),) = rows_of(wire.run(shapes=[(4, 8)], repeats=1, loop_s=0.0))
     assert line[0].startswith("4 x 8 float16")
+
+
+def test_grouped_heads_runs() -> None:
+    ((sgd, adamw),) = rows_of(grouped_heads.run(shapes=[(8, 16, 3, 16, 2)], repeats=1, loop_s=0.0))
+    assert sgd[0] == "2 x 8-16-3, batch 16, SGD"
+    assert adamw[0].endswith("AdamW")
 
 
 @pytest.mark.broker
