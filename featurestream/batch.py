@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurestream.errors import FingerprintError, UsageError
+from featurestream.identity import Identity, JoinedIdentity
 from featurestream.position import Position
 from featurestream.record import ITEM_BYTES, MissingSample, Record, widen_bfloat16
 
@@ -28,7 +29,7 @@ class TapRows:
 
     def rows(self, first: int, last: int) -> TapRows:
         """Return rows ``first`` to ``last`` (exclusive) as a view."""
-        return replace(self, payload=self.payload[first:last])
+        return TapRows(self.payload[first:last], self.dtype, self.shape)
 
     def numpy(self) -> NDArray[Any]:
         """Return (rows, *shape): a view, except that bfloat16 is widened to float32, which NumPy has."""
@@ -67,9 +68,43 @@ class FeatureBatch:
     labels: NDArray[Any] | None
     taps: Mapping[str, TapRows]
     missing: tuple[MissingSample, ...] = ()
+    identity: Identity = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "identity", Identity(self.indices, self.ids, self.labels))
+
+    @classmethod
+    def of(
+        cls,
+        position: Position,
+        next_position: Position,
+        identity: Identity,
+        *,
+        pass_number: int,
+        taps: Mapping[str, TapRows],
+        missing: tuple[MissingSample, ...],
+    ) -> FeatureBatch:
+        """Return a batch whose ``indices``, ``ids`` and ``labels`` are those of ``identity``: taken when asked for."""
+        batch = object.__new__(cls)
+        set_field = object.__setattr__
+        set_field(batch, "position", position)
+        set_field(batch, "next_position", next_position)
+        set_field(batch, "pass_number", pass_number)
+        set_field(batch, "identity", identity)
+        set_field(batch, "taps", taps)
+        set_field(batch, "missing", missing)
+        return batch
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # Only what has not been set comes here.
+            if name in ("indices", "ids", "labels"):
+                return getattr(self.identity, name)
+            raise AttributeError(name)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.identity.rows
 
     def tap(self, name: str | None = None) -> TapRows:
         """Return the rows of a tap; the name may be left out where one tap is read."""
@@ -93,15 +128,13 @@ class FeatureBatch:
         """Return rows ``first`` to ``last`` (exclusive) of a batch that is one record's, as views."""
         whole = last == len(self)
         start = self.position.row
-        return FeatureBatch(
+        return FeatureBatch.of(
             Position(self.position.batch, start + first),
             self.next_position if whole else Position(self.position.batch, start + last),
-            self.pass_number,
-            self.indices[first:last],
-            self.ids[first:last],
-            None if self.labels is None else self.labels[first:last],
-            {name: tap.rows(first, last) for name, tap in self.taps.items()},
-            self.missing if whole else (),
+            JoinedIdentity([(self.identity, first, last)]),
+            pass_number=self.pass_number,
+            taps={name: tap.rows(first, last) for name, tap in self.taps.items()},
+            missing=self.missing if whole else (),
         )
 
     def frame(self, tap: str | None = None) -> pd.DataFrame:
@@ -127,29 +160,23 @@ def join(records: Sequence[Record]) -> FeatureBatch:
     """
     first = records[0]
     for other in records[1:]:
-        if (
-            other.batch != first.batch
-            or other.ids != first.ids
-            or not np.array_equal(other.indices, first.indices)
-            or not _same_labels(other.labels, first.labels)
-        ):
+        if other.batch != first.batch or not other.identity.same(first.identity):
             raise FingerprintError(
                 f"batch {first.batch} has other rows at tap {other.tap} than at tap {first.tap}",
                 hint="the taps' topics are not of one extraction; publish the stream again under a new name",
                 batch=first.batch,
             )
-    return FeatureBatch(
+    rows = first.rows
+    return FeatureBatch.of(
         Position(first.batch),
         Position(first.batch + 1),
-        first.pass_number,
-        first.indices,
-        first.ids,
-        first.labels,
-        {
-            record.tap: TapRows(record.payload.reshape(record.rows, record.row_bytes), record.dtype, record.shape)
+        first.identity,
+        pass_number=first.pass_number,
+        taps={
+            record.tap: TapRows(record.payload.reshape(rows, record.row_bytes), record.dtype, record.shape)
             for record in records
         },
-        first.missing,
+        missing=first.missing,
     )
 
 
@@ -160,20 +187,16 @@ def concatenate(parts: Sequence[FeatureBatch]) -> FeatureBatch:
     if len(parts) == 1:
         return parts[0]
     first, last = parts[0], parts[-1]
-    # The labels of a batch from which every sample is missing have no rows, and so no kind.
-    labels = [part.labels for part in parts if part.labels is not None and len(part)]
-    return FeatureBatch(
+    return FeatureBatch.of(
         first.position,
         last.next_position,
-        first.pass_number,
-        np.concatenate([part.indices for part in parts]),
-        tuple(id_ for part in parts for id_ in part.ids),
-        np.concatenate(labels) if labels else first.labels,
-        {
+        JoinedIdentity([(part.identity, 0, len(part)) for part in parts]),
+        pass_number=first.pass_number,
+        taps={
             name: replace(tap, payload=np.concatenate([part.taps[name].payload for part in parts]))
             for name, tap in first.taps.items()
         },
-        tuple(sample for part in parts for sample in part.missing),
+        missing=tuple(sample for part in parts for sample in part.missing),
     )
 
 
@@ -221,9 +244,3 @@ def regroup(batches: Iterable[FeatureBatch], size: int) -> Iterator[FeatureBatch
 def row_bytes(dtype: str, shape: Sequence[int]) -> int:
     """Return the bytes of one row."""
     return int(np.prod(tuple(shape), dtype=np.int64)) * ITEM_BYTES[dtype]
-
-
-def _same_labels(one: NDArray[Any] | None, other: NDArray[Any] | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")

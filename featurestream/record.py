@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurestream.errors import UsageError
+from featurestream.identity import MAX_NUMBER, Identity, check_indices, check_labels
 from featurestream.names import check_stream_name, check_tap_name
 
 #: Bytes of one number of each dtype that the wire format knows. All are little-endian and in C order.
 ITEM_BYTES: Final[dict[str, int]] = {"float16": 2, "bfloat16": 2, "float32": 4, "uint8": 1, "int64": 8}
-#: The largest batch, pass, sample index or size: the largest integer that a reader in any language holds exactly.
-MAX_NUMBER: Final = 2**53 - 1
 #: A row has at most this many axes.
 MAX_AXES: Final = 8
 #: Manifests make 32 hexadecimal digits; a reader only ever compares them.
 FINGERPRINT: Final = re.compile(r"[!-~]{1,64}")
 #: Bytes (UTF-8) of the reason of a missing sample: one that is longer would spoil what was planned for a record.
 REASON_BYTES: Final = 240
-
-_LABEL_FORMS: Final = ((np.dtype(np.int64), 1), (np.dtype(np.float32), 1), (np.dtype(np.float32), 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,49 +80,12 @@ class Record:
     missing: tuple[MissingSample, ...] = ()
     extracted_ns: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
+    identity: Identity = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_stream_name(self.stream)
-        check_tap_name(self.tap)
-        self._check_numbers()
-        self._check_payload()
-        self._check_rows()
-
-    def _check_numbers(self) -> None:
-        if not FINGERPRINT.fullmatch(self.fingerprint):
-            raise UsageError(
-                f'"{self.fingerprint}" is not a fingerprint', hint="expected 1 to 64 printable ASCII characters"
-            )
-        for name, least in (("batch", 0), ("pass_number", 0), ("views", 1)):
-            value = getattr(self, name)
-            if not least <= value <= MAX_NUMBER:
-                raise UsageError(f"{name} of a record is {value}, expected {least} to 2^53 - 1")
-        if not 0 <= self.extracted_ns < 2**63:
-            raise UsageError(f"extracted_ns of a record is {self.extracted_ns}, expected nanoseconds since the epoch")
-        if self.dtype not in ITEM_BYTES:
-            raise UsageError(
-                f'a record cannot hold numbers of dtype "{self.dtype}"', hint=f"known: {', '.join(ITEM_BYTES)}"
-            )
-        if len(self.shape) > MAX_AXES:
-            raise UsageError(f"a row of {len(self.shape)} axes cannot be held", hint=f"expected at most {MAX_AXES}")
-        if not all(1 <= size <= MAX_NUMBER for size in self.shape):
-            raise UsageError(f"a row of shape {self.shape} cannot be held", hint="each size must be 1 or more")
-
-    def _check_payload(self) -> None:
-        payload = self.payload
-        if payload.dtype != np.uint8 or payload.ndim != 1 or not payload.flags.c_contiguous:
-            raise UsageError(
-                f"the payload of batch {self.batch}, tap {self.tap} is {payload.dtype} {payload.shape}",
-                hint="expected contiguous uint8 bytes: array.reshape(-1).view(numpy.uint8)",
-            )
-        expected = self.rows * self.row_bytes
-        if payload.nbytes != expected:
-            raise UsageError(
-                f"the payload of batch {self.batch}, tap {self.tap} has {payload.nbytes} bytes, "
-                f"but {self.rows} rows of {self.shape} {self.dtype} take {expected}"
-            )
-
-    def _check_rows(self) -> None:
+        identity = Identity(self.indices, self.ids, self.labels)
+        object.__setattr__(self, "identity", identity)
+        self._check()
         where = f"batch {self.batch}, tap {self.tap}"
         indices, labels = self.indices, self.labels
         if indices.dtype != np.int64 or indices.ndim != 1:
@@ -136,30 +97,67 @@ class Record:
                 f"{where} has {self.rows} ids, {len(indices)} sample indices "
                 f"and {'no' if labels is None else len(labels)} labels; each row has one of each"
             )
-        if self.rows % self.views:
-            raise UsageError(f"{where} has {self.rows} rows, which {self.views} views of every sample cannot make")
-        # All bits of all numbers together, in one look: below 2^53 where each number is, negative where one is.
-        if not 0 <= np.bitwise_or.reduce(indices) <= MAX_NUMBER:
+        check_indices(indices, where)
+        check_labels(labels, where)
+
+    @classmethod
+    def of(cls, identity: Identity, **fields: Any) -> Record:
+        """Return a record whose ``indices``, ``ids`` and ``labels`` are those of ``identity``: taken when asked for.
+
+        ``fields`` are all the others. What they say is checked as ever; the identity answers for itself.
+        """
+        record = object.__new__(cls)
+        set_field = object.__setattr__
+        set_field(record, "identity", identity)
+        for name, value in fields.items():
+            set_field(record, name, value)
+        record._check()
+        return record
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # Only what has not been set comes here.
+            if name in ("indices", "ids", "labels"):
+                return getattr(self.identity, name)
+            raise AttributeError(name)
+
+    def _check(self) -> None:
+        row_bytes = _check_form(self.stream, self.fingerprint, self.tap, self.dtype, self.shape)
+        numbers = (("batch", self.batch, 0), ("pass_number", self.pass_number, 0), ("views", self.views, 1))
+        for name, value, least in numbers:
+            if not least <= value <= MAX_NUMBER:
+                raise UsageError(f"{name} of a record is {value}, expected {least} to 2^53 - 1")
+        if not 0 <= self.extracted_ns < 2**63:
+            raise UsageError(f"extracted_ns of a record is {self.extracted_ns}, expected nanoseconds since the epoch")
+        payload = self.payload
+        if payload.dtype != np.uint8 or payload.ndim != 1 or not payload.flags.c_contiguous:
             raise UsageError(
-                f"the sample indices of {where} go from {indices.min()} to {indices.max()}, expected 0 to 2^53 - 1"
+                f"the payload of batch {self.batch}, tap {self.tap} is {payload.dtype} {payload.shape}",
+                hint="expected contiguous uint8 bytes: array.reshape(-1).view(numpy.uint8)",
+            )
+        rows = self.identity.rows
+        if payload.nbytes != rows * row_bytes:
+            raise UsageError(
+                f"the payload of batch {self.batch}, tap {self.tap} has {payload.nbytes} bytes, "
+                f"but {rows} rows of {self.shape} {self.dtype} take {rows * row_bytes}"
+            )
+        if rows % self.views:
+            raise UsageError(
+                f"batch {self.batch}, tap {self.tap} has {rows} rows, "
+                f"which {self.views} views of every sample cannot make"
             )
         for sample in self.missing:
             if not 0 <= sample.index <= MAX_NUMBER:
-                raise UsageError(f"a missing sample of {where} has index {sample.index}, expected 0 to 2^53 - 1")
-        if labels is None:
-            return
-        if (labels.dtype, labels.ndim) not in _LABEL_FORMS or (labels.ndim == 2 and labels.shape[1] == 0):
-            raise UsageError(
-                f"the labels of {where} are {labels.dtype} {labels.shape}",
-                hint="expected int64 (rows,), float32 (rows,) or float32 (rows, K)",
-            )
-        if labels.dtype == np.float32 and np.isinf(labels).any():
-            raise UsageError(f"the labels of {where} hold an infinite number", hint="a target that is not known is NaN")
+                raise UsageError(
+                    f"a missing sample of batch {self.batch}, tap {self.tap} has index {sample.index}, "
+                    "expected 0 to 2^53 - 1"
+                )
 
     @property
     def rows(self) -> int:
         """The number of rows."""
-        return len(self.ids)
+        return self.identity.rows
 
     @property
     def row_bytes(self) -> int:
@@ -190,3 +188,19 @@ def widen_bfloat16(payload: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return the float32 numbers of raw bfloat16 bytes: bfloat16 is the upper half of a float32."""
     upper = payload.view("<u2").astype("<u4")
     return (upper << 16).view("<f4")
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _check_form(stream: str, fingerprint: str, tap: str, dtype: str, shape: tuple[int, ...]) -> int:
+    """Return the bytes of a row; raise UsageError where what all records of a tap have in common cannot be."""
+    check_stream_name(stream)
+    check_tap_name(tap)
+    if not FINGERPRINT.fullmatch(fingerprint):
+        raise UsageError(f'"{fingerprint}" is not a fingerprint', hint="expected 1 to 64 printable ASCII characters")
+    if dtype not in ITEM_BYTES:
+        raise UsageError(f'a record cannot hold numbers of dtype "{dtype}"', hint=f"known: {', '.join(ITEM_BYTES)}")
+    if len(shape) > MAX_AXES:
+        raise UsageError(f"a row of {len(shape)} axes cannot be held", hint=f"expected at most {MAX_AXES}")
+    if not all(1 <= size <= MAX_NUMBER for size in shape):
+        raise UsageError(f"a row of shape {shape} cannot be held", hint="each size must be 1 or more")
+    return math.prod(shape) * ITEM_BYTES[dtype]

@@ -21,7 +21,7 @@ from featurestream.ports import LaneReader, Log, LogRecord, RecordSource
 from featurestream.position import Position, StartPoint, parse_start
 from featurestream.record import Record
 from featurestream.seek import Lanes, resolve_start, resolve_stop
-from featurestream.wire import decode, parse_headers
+from featurestream.wire import open_record, parse_headers
 
 Start = str | int | float | datetime | Position | StartPoint
 
@@ -275,7 +275,7 @@ class _Merge:
                     continue  # another shard's
                 if raw.value is None:
                     raise RecordError("a tombstone, where a batch should be")
-                record = decode(raw.value)
+                record = open_record(raw.value, (raw.topic, raw.lane, raw.offset))
                 if record.batch != number or record.tap != self._tap_of(topic):
                     raise RecordError(
                         f"its headers say batch {number} of tap {self._tap_of(topic)}, its value says batch "

@@ -288,8 +288,8 @@ def _hostile_maps() -> list[Hostile]:
         entry("a time stamp", later, b"\xd6\xff\x00\x00\x00\x00", not_plain),
         entry("a key that is not UTF-8", b"\xa2\xc3\x28", b"\x01", not_plain),
         entry("half a surrogate pair", later, b"\xa3\xed\xa0\x80", not_plain),
-        entry("a key that is a number", b"\x07", b"\x01", not_plain),
-        entry("a key that is a list", b"\x90", b"\x01", not_plain),
+        entry("a key that is a number", b"\x07", b"\x01", "the key 7, expected text"),
+        entry("a key that is a list", b"\x90", b"\x01", "a list or a map as a key, expected text"),
         entry("a key that is a bin", b"\xc4\x01a", b"\x01", "the key b'a', expected text"),
         entry("the batch twice", msgpack.packb("batch"), b"\x04", 'the key "batch" twice'),
     ]

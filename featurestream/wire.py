@@ -19,11 +19,10 @@ from __future__ import annotations
 
 import re
 import struct
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 import numpy as np
@@ -31,9 +30,10 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64
 
 from featurestream.errors import RecordError, UsageError
+from featurestream.identity import MAX_NUMBER, Identity, check_indices, check_labels
 from featurestream.names import record_key
 from featurestream.ports import Headers
-from featurestream.record import FINGERPRINT, ITEM_BYTES, MAX_AXES, MAX_NUMBER, REASON_BYTES, MissingSample, Record
+from featurestream.record import FINGERPRINT, ITEM_BYTES, MAX_AXES, REASON_BYTES, MissingSample, Record
 
 FORMAT: Final = 1
 CONTENT_TYPE: Final = "application/vnd.featurestream.features+msgpack"
@@ -63,6 +63,9 @@ _INTEGERS: Final = {
     0xCC: struct.Struct(">B"), 0xCD: struct.Struct(">H"), 0xCE: struct.Struct(">I"), 0xCF: struct.Struct(">Q"),
     0xD0: struct.Struct(">b"), 0xD1: struct.Struct(">h"), 0xD2: struct.Struct(">i"), 0xD3: struct.Struct(">q"),
 }  # fmt: skip
+#: The type bytes of lists and maps.
+_NESTED: Final = frozenset([*range(0x80, 0xA0), *_ARRAYS, *_MAPS])
+_LISTS: Final = ("indices", "ids", "labels")
 _LONGEST_TEXT: Final = 100  # names are no longer, fingerprints and dtypes shorter
 _NUMBER: Final = re.compile(rb"0|[1-9][0-9]{0,15}")
 _DAMAGED: Final = "it was not written by featurestream, or was damaged on its way"
@@ -171,12 +174,29 @@ def _checksum(header: bytes | memoryview, payload: memoryview) -> int:
 
 
 def decode(value: bytes | memoryview | NDArray[np.uint8] | None) -> Record:
-    """Return the record that a value holds; its payload is a read-only view of the value's memory, without a copy.
+    """Return the record that a value holds, all of it checked; its payload is a view of the value's memory.
 
     (A payload that another writer left unaligned is the one that is copied.) Every value that is not a record is a
     RecordError, found in this order: the format number, the outer array, the checksum, the header. The caller, who
     knows the place, adds it with :meth:`RecordError.at`. Memory is taken in proportion to the bytes that are there,
     never to a length that they claim.
+    """
+    record = open_record(value)
+    identity = record.identity
+    for read in ("indices", "ids", "labels"):
+        getattr(identity, read)
+    return record
+
+
+def open_record(
+    value: bytes | memoryview | NDArray[np.uint8] | None, place: tuple[str, int, int] | None = None
+) -> Record:
+    """Return the record that a value holds, as :func:`decode` does, but ``indices``, ``ids`` and ``labels`` unopened.
+
+    Each of these lists is decoded when it is first asked for, which few readers do for all of them and for every tap.
+    The checksum, the header's form and the lists' lengths are checked at once; a list that holds what it should not,
+    which only a faulty writer leaves behind a right checksum, is a RecordError then, with ``place`` (topic, lane,
+    offset).
     """
     if value is None:
         raise RecordError("the record has no value", hint="a tap's topic holds no tombstones; " + _DAMAGED)
@@ -187,7 +207,7 @@ def decode(value: bytes | memoryview | NDArray[np.uint8] | None) -> Record:
     found = _checksum(packed, payload)
     if found != checksum:
         raise RecordError(f"the checksum is {found:016x}, but the record says {checksum:016x}", hint=_DAMAGED)
-    return _record(_unpack_header(packed), np.frombuffer(payload, np.uint8))
+    return _record(_unpack_header(bytes(packed)), np.frombuffer(payload, np.uint8), place)
 
 
 def _split(data: memoryview) -> tuple[int, memoryview, memoryview]:
@@ -231,7 +251,9 @@ def _integer(data: memoryview, at: int, what: str) -> tuple[int, int]:
     return _number(data, at, _INTEGERS, what, "an integer")
 
 
-def _number(data: memoryview, at: int, kinds: dict[int, struct.Struct], what: str, expected: str) -> tuple[int, int]:
+def _number(
+    data: memoryview | bytes, at: int, kinds: dict[int, struct.Struct], what: str, expected: str
+) -> tuple[int, int]:
     """Return the number after the type byte at ``at``, and where it ends."""
     if at >= len(data):
         raise RecordError(f"the bytes end after {len(data)}, where the {what} should start", hint=_DAMAGED)
@@ -258,31 +280,61 @@ def _other_format(number: int | str) -> RecordError:
     return RecordError(f"the record has format {number}, this featurestream reads format {FORMAT}", hint=_UPGRADE)
 
 
-def _unpack_header(packed: memoryview) -> dict[str, Any]:
-    """Return the header's map, with nothing but its structure checked."""
+def _unpack_header(packed: bytes) -> dict[str, Any]:
+    """Return the header's map: texts and numbers as they are, lists and maps as a view of their bytes.
+
+    An unpacker takes the memory for a list before it reads the list, so lists within lists that all claim the header's
+    length would take its square. Skipping takes none, and proves that every length is backed by bytes.
+    """
+    header: dict[str, Any] = {}
     entries = _map(packed)
+    view = memoryview(packed)
+    size = len(packed)
+    unpacker = msgpack.Unpacker(
+        max_buffer_size=size, read_size=size, ext_hook=_refuse_extension, max_ext_len=0, strict_map_key=True
+    )
+    unpacker.feed(packed)
     try:
-        # An unpacker takes the memory for a list before it reads the list, so lists within lists that all claim the
-        # header's length would take its square. Skipping takes none, and proves that every length is backed by bytes.
-        scout = msgpack.Unpacker(max_buffer_size=len(packed), read_size=len(packed))
-        scout.feed(packed)
-        scout.skip()
-        if scout.tell() != len(packed):
-            raise RecordError(f"the header goes on for {len(packed) - scout.tell()} bytes after its map", hint=_DAMAGED)
-        header: dict[str, Any] = msgpack.unpackb(packed, ext_hook=_refuse_extension, max_ext_len=0)
-    except msgpack.OutOfData as error:
-        raise RecordError(f"the header's {len(packed)} bytes end inside its map", hint=_DAMAGED) from error
+        unpacker.read_map_header()
+        for _ in range(entries):
+            if packed[unpacker.tell()] in _NESTED:
+                raise RecordError("the header has a list or a map as a key, expected text", hint=_DAMAGED)
+            key = unpacker.unpack()
+            if type(key) is not str:
+                raise RecordError(f"the header has the key {_clip(repr(key))}, expected text", hint=_DAMAGED)
+            if key in header:
+                raise RecordError(f'the header has the key "{_clip(key)}" twice', hint=_DAMAGED)
+            at = unpacker.tell()
+            if packed[at] in _NESTED:
+                unpacker.skip()
+                header[key] = view[at : unpacker.tell()]
+            else:
+                header[key] = unpacker.unpack()
+    except (msgpack.OutOfData, IndexError) as error:
+        raise RecordError(f"the header's {size} bytes end inside its map", hint=_DAMAGED) from error
     except (msgpack.UnpackException, ValueError, RecursionError) as error:
-        reason = str(error) or type(error).__name__
-        raise RecordError(f"the header is not msgpack as a record may hold it: {reason}", hint=_DAMAGED) from error
-    if len(header) != entries:
-        pairs = msgpack.unpackb(packed, object_pairs_hook=list)
-        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise RecordError(f'the header has the key "{_clip(str(twice))}" twice', hint=_DAMAGED)
+        raise _not_msgpack(error) from error
+    if unpacker.tell() != size:
+        raise RecordError(f"the header goes on for {size - unpacker.tell()} bytes after its map", hint=_DAMAGED)
     return header
 
 
-def _map(packed: memoryview) -> int:
+def _unpack(value: Any) -> Any:
+    """Return a header's value, a list or map of those that were skipped among them."""
+    if not isinstance(value, memoryview):
+        return value
+    try:
+        return msgpack.unpackb(value, ext_hook=_refuse_extension, max_ext_len=0)
+    except (msgpack.UnpackException, ValueError, RecursionError) as error:
+        raise _not_msgpack(error) from error
+
+
+def _not_msgpack(error: Exception) -> RecordError:
+    reason = str(error) or type(error).__name__
+    return RecordError(f"the header is not msgpack as a record may hold it: {reason}", hint=_DAMAGED)
+
+
+def _map(packed: bytes) -> int:
     """Return the number of entries that the header's map claims to have."""
     if len(packed) and 0x80 <= packed[0] <= 0x8F:
         return packed[0] - 0x80
@@ -294,40 +346,98 @@ def _refuse_extension(code: int, _: bytes) -> Any:
     raise RecordError(f"the header holds msgpack's extension type {code}, expected plain types", hint=_DAMAGED)
 
 
-def _record(header: dict[str, Any], payload: NDArray[np.uint8]) -> Record:
+class _PackedIdentity(Identity):
+    """The identity of a record's rows, as its header holds it: three msgpack lists, the labels null where none are."""
+
+    __slots__ = ("_packed", "_place", "_where")
+
+    def __init__(
+        self, rows: int, packed: tuple[Any, Any, Any], where: tuple[int, str], place: tuple[str, int, int] | None
+    ) -> None:
+        self.rows = rows
+        self._packed = packed
+        self._where = where
+        self._place = place
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # A slot that has not been filled comes here, once.
+            if name not in _LISTS:
+                raise AttributeError(name)
+            try:
+                value = self._decoded(name)
+            except RecordError as error:
+                raise error if self._place is None else error.at(*self._place) from error
+            setattr(self, name, value)
+            return value
+
+    def same(self, other: Identity) -> bool:
+        """Whether the rows are the same samples, with the same labels, in the same order."""
+        # The same writer packs the same rows into the same bytes.
+        return (isinstance(other, _PackedIdentity) and self._bytes() == other._bytes()) or super().same(other)
+
+    def _bytes(self) -> list[bytes | None]:
+        # As bytes they are compared in one call, as views byte by byte.
+        return [None if packed is None else bytes(packed) for packed in self._packed]
+
+    def _decoded(self, name: str) -> Any:
+        value = _unpack(self._packed[_LISTS.index(name)])
+        where = "batch {}, tap {}".format(*self._where)
+        try:
+            if name == "ids":
+                if not _all_of(str, value):
+                    raise RecordError("the header's ids are not all texts", hint=_DAMAGED)
+                return tuple(value)
+            if name == "indices":
+                indices = _int64(value, "indices")
+                check_indices(indices, where)
+                return indices
+            labels = _labels(value)
+            check_labels(labels, where)
+            return labels
+        except UsageError as error:
+            raise RecordError(error.message, hint=error.hint or _DAMAGED) from error
+
+
+def _record(header: dict[str, Any], payload: NDArray[np.uint8], place: tuple[str, int, int] | None) -> Record:
     """Return the record of a header and a payload, both of which may still say anything.
 
     Types are checked here; what the values may be is a record's own rule.
     """
     later = _check_keys(header)
-    dtype = _text(header, "dtype")
-    ids = _list(header, "ids", "texts")
-    try:
-        "".join(ids)  # a third of the time of _all_of(str, ids)
-    except TypeError as error:
-        raise RecordError("the header's ids are not all texts", hint=_DAMAGED) from error
-    if _whole(header, "rows") != len(ids):
-        raise RecordError(f"the header says rows {header['rows']}, but lists {len(ids)} ids", hint=_DAMAGED)
-    shape = _list(header, "shape", "integers")
+    batch, tap = _whole(header, "batch"), _text(header, "tap")
+    rows, listed = _whole(header, "rows"), _length(header, "ids", "a list of texts")
+    if rows != listed:
+        raise RecordError(f"the header says rows {rows}, but lists {listed} ids", hint=_DAMAGED)
+    indices = _length(header, "indices", "a list of integers")
+    labels = None if header["labels"] is None else _length(header, "labels", "null or a list")
+    if indices != rows or labels not in (None, rows):
+        raise RecordError(
+            f"batch {batch}, tap {tap} has {rows} ids, {indices} sample indices "
+            f"and {'no' if labels is None else labels} labels; each row has one of each",
+            hint=_DAMAGED,
+        )
+    _length(header, "shape", "a list of integers")
+    shape = _unpack(header["shape"])
     if not _all_of(int, shape):
         raise RecordError("the header's shape is not all integers", hint=_DAMAGED)
+    dtype = _text(header, "dtype")
     try:
-        return Record(
+        return Record.of(
+            _PackedIdentity(rows, (header["indices"], header["ids"], header["labels"]), (batch, tap), place),
             stream=_text(header, "stream"),
             fingerprint=_text(header, "fingerprint"),
-            tap=_text(header, "tap"),
-            batch=_whole(header, "batch"),
+            tap=tap,
+            batch=batch,
             pass_number=_whole(header, "pass"),
             views=_whole(header, "views"),
             dtype=dtype,
             shape=tuple(shape),
             payload=_aligned(payload, ITEM_BYTES.get(dtype, 1)),
-            indices=_int64(_list(header, "indices", "integers"), "indices"),
-            ids=tuple(ids),
-            labels=_labels(header["labels"]),
-            missing=_missing(header["missing"]),
+            missing=_missing(header),
             extracted_ns=_whole(header, "extracted_at"),
-            extra={key: header[key] for key in later},
+            extra={key: _unpack(header[key]) for key in later},
         )
     except UsageError as error:
         raise RecordError(error.message, hint=error.hint or _DAMAGED) from error
@@ -343,17 +453,14 @@ def _check_keys(header: dict[str, Any]) -> list[str]:
     if len(header) == len(HEADER_KEYS) + (PAD in header):
         return []
     _check_must_understand(header)
-    later = [key for key in header if key not in _REQUIRED and key != PAD]
-    for key in later:
-        if not isinstance(key, str):
-            raise RecordError(f"the header has the key {_clip(repr(key))}, expected text", hint=_DAMAGED)
-    return later
+    return [key for key in header if key not in _REQUIRED and key != PAD]
 
 
 def _check_must_understand(header: dict[str, Any]) -> None:
     if MUST_UNDERSTAND not in header:
         return
-    keys = _list(header, MUST_UNDERSTAND, "texts")
+    _length(header, MUST_UNDERSTAND, "a list of texts")
+    keys = _unpack(header[MUST_UNDERSTAND])
     if not _all_of(str, keys):
         raise RecordError(f"the header's {MUST_UNDERSTAND} is not all texts", hint=_DAMAGED)
     unknown = [f'"{key}"' for key in keys if key not in _KNOWN]
@@ -378,11 +485,16 @@ def _whole(header: dict[str, Any], key: str) -> int:
     return value
 
 
-def _list(header: dict[str, Any], key: str, kinds: str) -> list[Any]:
+def _length(header: dict[str, Any], key: str, expected: str) -> int:
+    """Return the length of a list, without unpacking it."""
     value = header[key]
-    if not isinstance(value, list):
-        raise _wrong(key, value, f"a list of {kinds}")
-    return value
+    if isinstance(value, memoryview):
+        first: int = value[0]
+        if 0x90 <= first <= 0x9F:
+            return first - 0x90
+        if first in _ARRAYS:
+            return int(_ARRAYS[first].unpack_from(value, 1)[0])
+    raise _wrong(key, value, expected)
 
 
 def _all_of(kind: type, values: list[Any]) -> bool:
@@ -419,8 +531,6 @@ def _labels(labels: Any) -> NDArray[Any] | None:
     """
     if labels is None:
         return None
-    if not isinstance(labels, list):
-        raise _wrong("labels", labels, "null or a list")
     if not labels or type(labels[0]) is int:
         return _int64(labels, "labels")
     if type(labels[0]) is not list:
@@ -431,9 +541,10 @@ def _labels(labels: Any) -> NDArray[Any] | None:
     return _float32([*chain.from_iterable(labels)]).reshape(len(labels), width)
 
 
-def _missing(missing: Any) -> tuple[MissingSample, ...]:
-    if not isinstance(missing, list):
-        raise _wrong("missing", missing, "a list of [index, id, reason]")
+def _missing(header: dict[str, Any]) -> tuple[MissingSample, ...]:
+    if not _length(header, "missing", "a list of [index, id, reason]"):
+        return ()
+    missing = _unpack(header["missing"])
     for sample in missing:
         if not isinstance(sample, list) or [*map(type, sample)] != [int, str, str]:
             raise RecordError('an entry of "missing" in the header is not [index, id, reason]', hint=_DAMAGED)
@@ -455,7 +566,9 @@ def _wrong(key: str, value: object, expected: str) -> RecordError:
 
 def _name(value: object) -> str:
     """Return what a msgpack value is, and a short one itself."""
-    names = {dict: "a map", list: "a list", bytes: "a bin", bool: "a boolean", type(None): "null", str: "a text"}
+    if isinstance(value, memoryview):
+        return "a list" if 0x90 <= value[0] <= 0x9F or value[0] in _ARRAYS else "a map"
+    names = {bytes: "a bin", bool: "a boolean", type(None): "null", str: "a text"}
     name = names.get(type(value))
     if name is None:
         return f"the number {value}"
