@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import traceback
-from typing import Annotated, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
@@ -29,6 +29,9 @@ from featurectl.produce import produce
 from featurectl.streams import streams
 from featurectl.sweep import sweep
 from featurectl.train import train
+
+if TYPE_CHECKING:
+    from featurestream.errors import BrokerError
 
 OUR_BUG: Final = 70
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
@@ -125,8 +128,10 @@ def _report(error: Exception) -> int:
 
 def _in_our_words(error: Exception) -> Exception:
     """Return the error of ours for what can fail anywhere: a package that is not installed, a full disk."""
-    from featurestream.errors import MissingExtraError, OutsideError
+    from featurestream.errors import BrokerError, MissingExtraError, OutsideError
 
+    if isinstance(error, BrokerError):
+        return _with_the_end_of_the_embedded_broker(error)
     if isinstance(error, ModuleNotFoundError):
         module = (error.name or "").partition(".")[0]
         if module in MODULES_OF_EXTRAS:
@@ -137,6 +142,24 @@ def _in_our_words(error: Exception) -> Exception:
             hint="free some space there and give the same command again",
         )
     return error
+
+
+def _with_the_end_of_the_embedded_broker(error: BrokerError) -> BrokerError:
+    """Return the error with the reason, where what does not answer is the embedded broker, and it has ended."""
+    from featurestream.broker import EmbeddedBroker
+    from featurestream.broker.home import broker_home
+    from featurestream.errors import BrokerError
+
+    address = error.facts.get("bootstrap_servers")
+    why = None if not isinstance(address, str) else EmbeddedBroker(broker_home()).why_gone(address)
+    if why is None:
+        return error
+    return BrokerError(
+        f"{error.message}: {why}",
+        hint="put that right, start it again with featurectl broker up, and give the same command again: it goes on "
+        "where the log ends",
+        **error.facts,
+    )
 
 
 def _flush() -> int | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import shutil
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 import psutil
 
@@ -28,10 +29,13 @@ _log = logging.getLogger(__name__)
 READY_S = 60.0  # 1.5 s on an idle machine; one that is short of CPU or has many segments to recover gets time
 LOCK_S = 120.0
 ROOM_MB = 100  # below this a start fails somewhere deep in Kafka, with files half written
+FULL_MB = 16  # Kafka ends when a segment, an index or a checkpoint cannot be written any more
 POLL_S = 0.02
 RELEASE_S = 2.0  # a killed process is no longer seen some time before the kernel has closed its files and ports
 SHOWN_LINES = 12
 BIND_ATTEMPTS = 3
+
+_TROUBLE: Final = re.compile(r"No space left on device|\b(ERROR|FATAL)\b|OutOfMemoryError")
 
 # Detached for good: the shell ends at once, init adopts Java, and no parent has a child to wait for.
 DETACH = '"$@" >>broker.log 2>&1 </dev/null & echo $!'
@@ -106,6 +110,22 @@ class EmbeddedBroker:
                 f"the embedded broker has no log in {self.home}", hint="it has not run yet: featurectl broker up"
             ) from error
         return text.splitlines()[-lines:] if lines > 0 else []
+
+    def why_gone(self, bootstrap_servers: str) -> str | None:
+        """Return why nothing answers at an address: None where it is not this broker's, or the broker runs.
+
+        The reason is a full disk (of which its log, on the same disk, often cannot tell), else its log's last error.
+        """
+        known = ports.read_ports(self._properties())
+        if known is None or bootstrap_servers != f"{HOST}:{known[0]}" or self._find() is not None:
+            return None
+        free_mb = shutil.disk_usage(self.home).free // 2**20
+        errors = [line.strip() for line in self.logs(1000) if _TROUBLE.search(line)]
+        if free_mb < FULL_MB:
+            reason = f": its disk is full, {free_mb} MB are free there"
+        else:
+            reason = f"; its log's last error: {errors[-1]}" if errors else ""
+        return f"the embedded broker in {self.home} has ended{reason}"
 
     # ---- finding it -------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from featurestream.broker import EmbeddedBroker, process
+from featurestream.broker.config import server_properties
 from featurestream.broker.ports import is_open, read_ports
 from featurestream.cluster import Cluster
 from featurestream.errors import BrokerError, UsageError
@@ -199,6 +200,23 @@ def test_a_disk_without_room_is_told_before_anything_is_started(
     monkeypatch.setattr(process, "ROOM_MB", 10**12)
     with pytest.raises(BrokerError, match=r"no room for the broker's data: \d+ MB free in .*data"):
         EmbeddedBroker(tmp_path).up()
+
+
+def test_an_ended_broker_says_why_at_its_own_address_alone(tmp_path: Path) -> None:
+    (tmp_path / "server.properties").write_text(server_properties(9001, 9002))
+    (tmp_path / "broker.log").write_text(
+        "[2026-01-01 00:00:00,000] INFO [KafkaRaftServer nodeId=1] Kafka Server started\n"
+        "[2026-01-01 00:00:09,000] ERROR Error while appending records: No space left on device\n"
+        "\tat java.base/sun.nio.ch.FileDispatcherImpl.write0(Native Method)\n"
+        "[2026-01-01 00:00:10,000] INFO Stopping\n"
+    )
+    why = EmbeddedBroker(tmp_path).why_gone("127.0.0.1:9001")
+    assert why is not None
+    assert why == (
+        f"the embedded broker in {tmp_path} has ended; its log's last error: "
+        "[2026-01-01 00:00:09,000] ERROR Error while appending records: No space left on device"
+    )
+    assert EmbeddedBroker(tmp_path).why_gone("127.0.0.1:9003") is None
 
 
 @pytest.mark.broker
