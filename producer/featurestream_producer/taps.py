@@ -85,18 +85,25 @@ def parse_tap(text: str) -> TapSpec:
     return TapSpec(layer, call, pool, arguments, name, shown)
 
 
+def _topic_form(name: str) -> str:
+    return name.replace(".", "_")
+
+
 def parse_taps(texts: Sequence[str]) -> list[TapSpec]:
     """Return the taps in the order given; UsageError when there are none or two have one name."""
     if not texts:
         raise UsageError("no tap was given", hint=_FORM)
     specs = [parse_tap(text) for text in texts]
-    for name, count in Counter(spec.name for spec in specs).items():
+    # Kafka's metrics write "." as "_", so it refuses topics that differ in nothing else.
+    for name, count in Counter(_topic_form(spec.name) for spec in specs).items():
         if count > 1:
-            same = [spec for spec in specs if spec.name == name]
-            last = same[-1].text.removesuffix(f"={name}")
+            same = [spec for spec in specs if _topic_form(spec.name) == name]
+            last = same[-1]
+            one = len({spec.name for spec in same}) == 1
+            what = f'the name "{last.name}"' if one else 'names that Kafka cannot tell apart ("." is "_" to it)'
             raise UsageError(
-                f'{count} taps have the name "{name}": {", ".join(spec.text for spec in same)}',
-                hint=f"name them apart, like {last}={name}-{count}",
+                f"{count} taps have {what}: {', '.join(spec.text for spec in same)}",
+                hint=f"name them apart, like {last.text.removesuffix(f'={last.name}')}={last.name}-{count}",
             )
     return specs
 

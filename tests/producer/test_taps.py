@@ -178,6 +178,10 @@ def test_a_pool_of_the_users_is_told_from_a_call_number(tmp_path: Path, monkeypa
 def test_two_taps_of_one_name_are_refused_with_another_name_proposed() -> None:
     with pytest.raises(UsageError, match=r'2 taps have the name "a": a:gap, a:gem\(p=4\); .* like a:gem\(p=4\)=a-2'):
         parse_taps(["a:gap", "b", "a:gem(p=4)"])
+    with pytest.raises(
+        UsageError, match=r"2 taps have names that Kafka cannot tell apart .*: a\.b:gap, c:gap=a_b; .*=a_b-2"
+    ):
+        parse_taps(["a.b:gap", "c:gap=a_b"])
     with pytest.raises(UsageError, match="no tap was given"):
         parse_taps([])
 
