@@ -57,6 +57,14 @@ def produce(  # noqa: PLR0917 - Typer passes every option by its name
         int | None,
         typer.Option(metavar="PX", help="Pixels a side. Default: the weights' own.", rich_help_panel=MODEL),
     ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What decodes JPEG files: simplejpeg, torchcodec or pillow. Default: the fastest that is installed.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     root: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="The folder that paths in DATA are relative to.", rich_help_panel=DATA),
@@ -162,7 +170,8 @@ def produce(  # noqa: PLR0917 - Typer passes every option by its name
     given: dict[str, Any] = {
         "data": data, "stream": stream, "model": model, "taps": tuple(tap), "weights": weights,
         "transform": transform, "image_size": image_size, "root": root, "path_column": path_column,
-        "label_column": label_column, "split": split, "views": views, "dtype": dtype, "seed": seed, "lanes": lanes,
+        "label_column": label_column, "split": split, "decoder": decoder,
+        "views": views, "dtype": dtype, "seed": seed, "lanes": lanes,
         "batch_size": batch_size, "workers": workers,
         "retention_ms": None if retention is None else parse_duration_ms(retention),
         "retention_bytes": None if retention_bytes is None else parse_size(retention_bytes),

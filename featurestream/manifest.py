@@ -83,6 +83,9 @@ class Manifest(_Value):
     stream: str = Field(description="the stream's name")
     fingerprint: str = Field(default="", description="32 hexadecimal digits; see fingerprint_of")
     data: DataFacts
+    decoder: str | None = Field(
+        default=None, description="what decodes JPEG files, where it is not Pillow: decoders may differ in the last bit"
+    )
     transform: dict[str, Any] = Field(description="the image transform: its name and every number that it uses")
     backbone: BackboneFacts
     taps: list[TapFacts] = Field(min_length=1)

@@ -38,6 +38,10 @@ class ProduceConfig(BaseModel):
     path_column: str | None = Field(default=None, description="the CSV's column of image paths")
     label_column: str | None = Field(default=None, description="the CSV's column of labels")
     split: str | None = Field(default=None, description="the split, where the data has splits")
+    decoder: str | None = Field(
+        default=None,
+        description="what decodes JPEG files: simplejpeg, torchcodec or pillow; None: the fastest there is",
+    )
     transform: str = Field(default="eval", description="eval, train or package.module:function")
     image_size: int | None = Field(default=None, ge=1, description="pixels a side; None: the weights' own")
     passes: int | None = Field(default=1, ge=1, description="passes in all; None: endless")

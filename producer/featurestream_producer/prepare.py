@@ -17,7 +17,7 @@ from featurestream.errors import DataError, UsageError
 from featurestream.manifest import BackboneFacts, DataFacts, Manifest, TapFacts, check_same, sealed
 from featurestream_producer.backbones import Backbone, build_backbone
 from featurestream_producer.config import DEFAULT_LANES, ProduceConfig
-from featurestream_producer.datasets import ImageDataset, open_dataset
+from featurestream_producer.datasets import ImageDataset, decoder_of, open_dataset
 from featurestream_producer.devices import device_title, find_devices
 from featurestream_producer.plan import Plan, Speed, choose_batch_samples, plan_of
 from featurestream_producer.sampling import sample_seed
@@ -26,7 +26,7 @@ from featurestream_producer.transforms import Transform, build_transform
 from featurestream_producer.worker import Job
 
 #: Packages whose version may change the last bits of a feature.
-DECIDING_PACKAGES: Final = ("torch", "torchvision", "timm", "numpy", "pillow")
+DECIDING_PACKAGES: Final = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "torchcodec")
 MEASURE_S: Final = 2.0
 
 
@@ -70,6 +70,7 @@ def prepare(config: ProduceConfig) -> Prepared:
         path_column=config.path_column,
         label_column=config.label_column,
         split=config.split,
+        decoder=config.decoder,
     )
     backbone = build_backbone(config.model, weights=config.weights, seed=config.seed)
     transform = build_transform(config.transform, image_size=config.image_size, preset=backbone.preset)
@@ -80,6 +81,7 @@ def prepare(config: ProduceConfig) -> Prepared:
     manifest = Manifest(
         stream=config.stream,
         data=data,
+        decoder=decoder_of(dataset),
         transform=transform.describe(),
         backbone=BackboneFacts(
             name=backbone.name, weights=backbone.weights.source, weights_sha256=backbone.weights.sha256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from collections.abc import Iterable
 
 import pytest
@@ -94,16 +95,13 @@ def append_with_missing(log: MemoryLog, batch: int, missing: tuple[MissingSample
     gone = len(missing)
     for tap in ("layer3", "avgpool"):
         whole = make_batch_record(MANIFEST, batch, tap)
-        fields = {name: getattr(whole, name) for name in whole.__slots__}
-        record = type(whole)(
-            **fields
-            | {
-                "payload": whole.payload[gone * whole.row_bytes :],
-                "indices": whole.indices[gone:],
-                "ids": whole.ids[gone:],
-                "labels": None if whole.labels is None else whole.labels[gone:],
-                "missing": missing,
-            }
+        record = replace(
+            whole,
+            payload=whole.payload[gone * whole.row_bytes :],
+            indices=whole.indices[gone:],
+            ids=whole.ids[gone:],
+            labels=None if whole.labels is None else whole.labels[gone:],
+            missing=missing,
         )
         sink = log.sink()
         sink.append(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import grouped_heads, produce, publish, read, wire
+from benchmarks import decode, grouped_heads, produce, publish, read, wire
 from benchmarks.__main__ import THEMES, main
 from benchmarks.broker import own_broker
 from benchmarks.measure import Ratio, Run, in_turn, ratio
@@ -106,6 +106,13 @@ def test_grouped_heads_runs() -> None:
     ((sgd, adamw),) = rows_of(grouped_heads.run(shapes=[(8, 16, 3, 16, 2)], repeats=1, loop_s=0.0))
     assert sgd[0] == "2 x 8-16-3, batch 16, SGD"
     assert adamw[0].endswith("AdamW")
+
+
+def test_decode_measures_every_decoder_that_is_installed_and_how_far_its_pixels_are_from_pillows() -> None:
+    [rows] = rows_of(decode.run(loops=1, repeats=1))
+    assert [row[:2] for row in rows[:2]] == [("JPEG, quality 75", "pillow"), ("JPEG, quality 75", "simplejpeg")]
+    assert rows[-1][:2] == ("PNG", "pillow")
+    assert rows[0][4] == "0"
 
 
 @pytest.mark.broker

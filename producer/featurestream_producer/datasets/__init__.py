@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from featurestream.errors import UsageError
 from featurestream.lookup import is_import_path
 from featurestream_producer.datasets.dataset import ImageDataset
+from featurestream_producer.datasets.decoders import PILLOW, choose_decoder
+from featurestream_producer.datasets.image import ImageFiles
 
-__all__ = ["ImageDataset", "open_dataset"]
+__all__ = ["ImageDataset", "decoder_of", "open_dataset"]
 
 
 def open_dataset(
@@ -18,6 +21,7 @@ def open_dataset(
     path_column: str | None = None,
     label_column: str | None = None,
     split: str | None = None,
+    decoder: str | None = None,
 ) -> ImageDataset:
     """Return the data set that ``source`` names; no image is read.
 
@@ -25,6 +29,8 @@ def open_dataset(
     - a file: a CSV of paths and labels, relative to ``root`` (:mod:`.table`)
     - ``torchvision:NAME``: a data set of torchvision's under ``root`` (:mod:`.torchvision`)
     - ``package.module:function``: whatever it returns (:mod:`.function`)
+
+    ``decoder`` decodes the JPEG files of a folder or a CSV (:mod:`.decoders`); None: the fastest that is installed.
 
     Raises UsageError when ``source`` is none of these or an argument does not go with it, DataError when what it names
     cannot be used.
@@ -38,11 +44,12 @@ def open_dataset(
             )
         from featurestream_producer.datasets.folder import open_folder
 
-        return open_folder(place)
+        return _decoded_by(decoder, open_folder(place))
     if place.is_file():
         from featurestream_producer.datasets.table import open_table
 
-        return open_table(place, root=root, path_column=path_column, label_column=label_column, split=split)
+        found = open_table(place, root=root, path_column=path_column, label_column=label_column, split=split)
+        return _decoded_by(decoder, found)
     if not is_import_path(source):
         raise UsageError(
             f'no such folder or file: "{source}"',
@@ -51,6 +58,7 @@ def open_dataset(
         )
     kind, _, name = source.partition(":")
     _refuse(source, "no table", path_column=path_column, label_column=label_column)
+    _refuse(source, "no folder or table of files", decoder=decoder)
     if kind == "torchvision":
         from featurestream_producer.datasets.torchvision import open_torchvision
 
@@ -58,6 +66,20 @@ def open_dataset(
     from featurestream_producer.datasets.function import open_function
 
     return open_function(source, root=root, split=split)
+
+
+def decoder_of(dataset: ImageDataset) -> str | None:
+    """Return what decodes the JPEG files of a data set; None for Pillow, and where there are no files."""
+    load = dataset.load
+    return load.decoder if isinstance(load, ImageFiles) and load.decoder != PILLOW else None
+
+
+def _decoded_by(decoder: str | None, dataset: ImageDataset) -> ImageDataset:
+    chosen = choose_decoder(decoder)
+    load = dataset.load
+    if chosen == PILLOW or not isinstance(load, ImageFiles):
+        return dataset
+    return replace(dataset, load=replace(load, decoder=chosen))
 
 
 def _refuse(source: str, what: str, **given: object) -> None:

@@ -1,4 +1,4 @@
-"""Decode one image file with Pillow."""
+"""Read one image file: JPEG with the decoder that was chosen, everything else with Pillow."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from featurestream.errors import DataError
+from featurestream_producer.datasets.decoders import JPEG_DECODERS, PILLOW
 
 # The endings that torchvision's ImageFolder takes, so that both see the same samples.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
@@ -22,21 +23,25 @@ class ImageFiles:
 
     root: Path
     ids: Sequence[str]
+    decoder: str = PILLOW
 
     def __call__(self, index: int) -> Image.Image:
         """Return image ``index`` as RGB; DataError with ``path`` and ``reason`` where that is not possible."""
-        return read_image(self.root / self.ids[index])
+        return read_image(self.root / self.ids[index], self.decoder)
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, decoder: str = PILLOW) -> Image.Image:
     """Return the image in a file: upright (EXIF orientation applied), mode RGB, the first frame of several.
 
+    ``decoder`` (:mod:`.decoders`) is for JPEG files in colour or grey; Pillow reads all others, and every header.
     16-bit grey images keep their upper 8 bits. Raises DataError with ``path`` and ``reason`` for everything that is
     not a complete image: a missing, empty or cut file, a foreign format, one with more pixels than Pillow's bound
     against decompression bombs, and 32-bit images, whose range of values nobody states.
     """
     try:
         with Image.open(path) as image:
+            if decoder != PILLOW and image.format == "JPEG" and image.mode in ("RGB", "L"):
+                return JPEG_DECODERS[decoder](image, path.read_bytes())
             return to_rgb(ImageOps.exif_transpose(image))
     except DataError as error:
         raise bad_image(path, error.message) from error
