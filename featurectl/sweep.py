@@ -92,6 +92,7 @@ def _print_outcomes(outcomes: list[Outcome], *, as_json: bool) -> None:
                     "reason": outcome.reason,
                     "steps": None if result is None else result.steps,
                     "passes": None if result is None else result.passes,
+                    "rereads": None if result is None else result.rereads,
                     "metrics": None if result is None else result.metrics,
                     "already_finished": result is not None and result.already_finished,
                 }

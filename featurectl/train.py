@@ -46,6 +46,9 @@ def train(
     ] = None,
     start: options.From = "earliest",
     until: options.Until = None,
+    when_behind: Annotated[
+        str, typer.Option(help="wait or reread: what an epoch does whose pass is not there yet.")
+    ] = "wait",
     runs: options.Runs = Path("runs"),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N; auto is the first GPU, else the CPU.")] = "auto",
     reporter: Annotated[
@@ -86,6 +89,7 @@ def train(
         validate_stream=validate,
         start=start,
         stop=until,
+        when_behind=when_behind,
         runs=runs,
         device=device,
         checkpoint_seconds=checkpoint_seconds,
@@ -109,6 +113,7 @@ def train(
                 "folder": str(result.folder),
                 "steps": result.steps,
                 "passes": result.passes,
+                "rereads": result.rereads,
                 "metrics": result.metrics,
                 "already_finished": result.already_finished,
             }
@@ -117,4 +122,6 @@ def train(
         from featurestream_consumer.reporters.console import format_metric
 
         metrics = ", ".join(f"{key} {format_metric(key, value)}" for key, value in result.metrics.items())
-        typer.echo(f"{name}: {metrics} after {result.steps} steps; {result.folder}")
+        passes = f"{result.passes} {'pass' if result.passes == 1 else 'passes'}"
+        again = f", {result.rereads} re-read{'s' if result.rereads > 1 else ''}" if result.rereads else ""
+        typer.echo(f"{name}: {metrics} after {result.steps} steps ({passes}{again}); {result.folder}")

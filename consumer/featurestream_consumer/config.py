@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -63,6 +63,10 @@ class TrainConfig(BaseModel):
     )
     start: str = Field(default="earliest", description="where to start reading")
     stop: str | None = Field(default=None, description="where to stop reading; None: the end of the stream")
+    when_behind: Literal["wait", "reread"] = Field(
+        default="wait",
+        description="what an epoch does whose pass is not there yet: wait for it, or reread one that is there",
+    )
     runs: Path = Field(default=Path("runs"), description="the folder of run folders")
     device: str = Field(default="auto", description="a torch device; auto: the first GPU, else the CPU")
     checkpoint_seconds: float = Field(default=30.0, gt=0, description="seconds between two checkpoints")

@@ -32,6 +32,7 @@ class Result:
         metrics: the final metrics: of the validation stream where there is one, else of the last epoch.
         steps: optimiser steps.
         passes: passes of the stream that were read.
+        rereads: epochs that read a pass again: passes and rereads are all epochs.
         already_finished: nothing was done, because the run folder holds this very run, finished.
     """
 
@@ -39,13 +40,15 @@ class Result:
     metrics: dict[str, float]
     steps: int
     passes: int
+    rereads: int
     already_finished: bool = False
 
     @classmethod
     def of_finished(cls, run: Run) -> Result:
         """Return what a run that has come to its end says about itself."""
         record = run.record
-        return cls(run.folder, record["metrics"], record["step"], record["passes"], already_finished=True)
+        passes, epochs = record["passes"], record["epoch"]
+        return cls(run.folder, record["metrics"], record["step"], passes, epochs - passes, already_finished=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +172,11 @@ class Experiment:
         """Whether there is anything left to read."""
         return self.going and self.epoch < self.config.epochs
 
+    def go_on_with(self, plan: EpochPlan) -> None:
+        """Take a plan that knows one epoch more, and record it: from now on this experiment reads what it says."""
+        self.run.update(**plan.facts())
+        self.plan = plan
+
     def report(self, kind: str, metrics: dict[str, float]) -> None:
         """Give a row of metrics to the reporters, none where there are no metrics."""
         if metrics:
@@ -207,7 +215,7 @@ class Experiment:
         """Write what a finished run holds: head, validation scores, the record's end; let its reporters go."""
         self.reporters.close()
         run, config, trainer = self.run, self.config, self.trainer
-        passes = config.epochs if self.plan.passes is None else min(config.epochs, self.plan.passes)
+        passes, rereads = self.plan.counts(config.epochs)
         evaluation = self.evaluation
         metrics = run.last_metrics() if evaluation is None else evaluation.metrics
         run.write_head(
@@ -226,9 +234,10 @@ class Experiment:
             metrics=metrics,
             main_metric=trainer.main_metric if evaluation is not None else None,
             passes=passes,
+            rereads=rereads,
         )
         self.evaluation = None
-        self.result = Result(run.folder, metrics, trainer.step_count, passes)
+        self.result = Result(run.folder, metrics, trainer.step_count, passes, rereads)
         return self.result
 
     def stop(self, error: DivergedError) -> None:

@@ -6,16 +6,15 @@ from collections.abc import Callable
 
 import torch
 
-from featurestream.manifest import Manifest
 from featurestream.manifest_topic import require_manifest
 from featurestream.ports import Log
-from featurestream.position import Position
 from featurestream.stream import FeatureStream
 from featurestream_consumer.build import check_config
 from featurestream_consumer.config import TrainConfig
 from featurestream_consumer.epochs import EpochPlan
 from featurestream_consumer.experiment import Experiment, Result, Sizes
 from featurestream_consumer.normalization import build_normalization
+from featurestream_consumer.optimizers import check_scheduler
 from featurestream_consumer.runs import RECORD_NAME, Run, open_run
 from featurestream_consumer.shared_reading import Lines, SharedReading
 
@@ -51,7 +50,10 @@ def train(
     config = config.model_copy(update={"taps": tuple(manifest.tap(tap).name for tap in config.taps)})
     sizes = Sizes.of(config, manifest, validation)
     begun = (config.runs / config.name / RECORD_NAME).exists()
-    found = None if begun else find_range(config, log)  # a range that cannot be read leaves no run folder behind
+    found = None
+    if not begun:  # what cannot be trained leaves no run folder behind
+        found = find_range(config, log)
+        check_length(config, found)
     with open_run(
         config.runs,
         config,
@@ -62,7 +64,8 @@ def train(
         if run.finished:
             say(f"{run.folder} is finished; its weights are in {run.head_path.name}")
             return Result.of_finished(run)
-        plan = settle_range(run, manifest, lambda: found or find_range(config, log))
+        plan = EpochPlan.of_record(manifest.layout, run.record) or found or find_range(config, log)
+        settle_range(run, plan)
         lines = Lines(say)
         experiment = Experiment.open(
             config, run, plan, sizes, build_normalization(config.normalize),
@@ -82,15 +85,19 @@ def train(
 def find_range(config: TrainConfig, log: Log) -> EpochPlan:
     """Return the range that the configuration names, as it is on the log now."""
     with FeatureStream(config.stream, config.taps, start=config.start, stop=config.stop, log=log) as stream:
-        return EpochPlan(stream.manifest.layout, stream.start, stream.stop)
+        plan = EpochPlan(stream.manifest.layout, stream.start, stream.stop)
+    return plan.never_waiting() if config.when_behind == "reread" else plan
 
 
-def settle_range(run: Run, manifest: Manifest, find: Callable[[], EpochPlan]) -> EpochPlan:
-    """Return which batches each epoch reads. A start or stop is found once, and then is a number in the record."""
-    record = run.record
-    if "start" in record:
-        return EpochPlan(manifest.layout, Position(**record["start"]), record["stop"])
-    found = find()
-    # The last bits of a sum depend on the number of threads: who repeats the run needs it.
-    run.update(start=found.start, stop=found.stop, threads=torch.get_num_threads())
-    return found
+def check_length(config: TrainConfig, plan: EpochPlan) -> None:
+    """Raise UsageError where the schedule needs the number of optimiser steps and nobody knows it."""
+    if config.scheduler is not None:
+        known = plan.steps(config.epochs, config.batch_size) is not None
+        check_scheduler(config.scheduler, config.scheduler_args, run_length_known=known)
+
+
+def settle_range(run: Run, plan: EpochPlan) -> None:
+    """Put into the record which batches each epoch reads: what was found once is a number from then on."""
+    if EpochPlan.of_record(plan.layout, run.record) != plan:
+        # The last bits of a sum depend on the number of threads: who repeats the run needs it.
+        run.update(**{"threads": torch.get_num_threads()} | run.record | plan.facts())

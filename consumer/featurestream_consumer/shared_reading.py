@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from featurestream.names import reader_group, tap_topic
 from featurestream.ports import Log
 from featurestream.position import Position
 from featurestream.progress import Progress
+from featurestream.seek import Lanes
 from featurestream.stream import FeatureStream
 from featurestream_consumer.epochs import EpochPlan
 from featurestream_consumer.experiment import Experiment
@@ -36,7 +38,8 @@ from featurestream_consumer.normalization import Normalization
 from featurestream_consumer.reporters.console import format_metric
 from featurestream_consumer.trainer import Evaluation, Evaluator, Once, Trainer
 
-WAIT_LINE_S = 10.0  # how long nothing comes before the reader says so
+WAIT_SHOWN_S = 1.0  # how long nothing comes before the bar shows it
+WAIT_LINE_S = 10.0  # ... and before a line says why
 #: At the ends of epochs, checkpoints may cost one part in so many of the time since the last ones.
 CHECKPOINT_SHARE = 20
 
@@ -159,7 +162,8 @@ class SharedReading:
 
     def _open(self, taps: Sequence[str], start: Position, stop: int) -> FeatureStream:
         stream = FeatureStream(
-            self._stream, taps, start=start, stop=Position(stop), log=self._log, on_wait=self._wait
+            self._stream, taps, start=start, stop=Position(stop), log=self._log,
+            on_wait=partial(self._wait, self._stream),
         )  # fmt: skip
         if stream.manifest.fingerprint != self._manifest.fingerprint:
             raise FingerprintError(
@@ -171,14 +175,40 @@ class SharedReading:
 
     def _say_how_often(self) -> None:
         """Say where rows will be read again, because the range holds fewer passes than there are epochs."""
-        passes = self._plan.passes
-        epochs = max(experiment.config.epochs for experiment in self.experiments)
-        if passes is not None and epochs > passes and not any(experiment.resumed for experiment in self.experiments):
+        if self._plan.chosen is not None or any(experiment.resumed for experiment in self.experiments):
+            return
+        passes, rereads = self._plan.counts(self._most_epochs)
+        if rereads:
             count = "1 pass" if passes == 1 else f"{passes} passes"
-            self.say(f"{epochs} epochs over {count}: the last {epochs - passes} read rows that were read before")
+            self.say(f"{self._most_epochs} epochs over {count}: the last {rereads} read rows that were read before")
 
-    def _wait(self, waited_s: float) -> None:
-        """Say once, in one line, why nothing goes on."""
+    @property
+    def _most_epochs(self) -> int:
+        return max(experiment.config.epochs for experiment in self.experiments)
+
+    def _know(self, epoch: int) -> None:
+        """Find what an epoch reads, unless it is known: a fact of this moment, recorded before anything follows it."""
+        if self._plan.knows(epoch):
+            return
+        source = self._log.source()
+        try:
+            topics = [tap_topic(self._stream, tap) for tap in _taps_of(self.experiments)]
+            lanes = Lanes(source, self._plan.layout, topics)
+            plan = self._plan.choose(complete=lanes.next_missing(), earliest=lanes.earliest())
+        finally:
+            source.close()
+        for experiment in self.experiments:
+            if experiment.going:
+                experiment.go_on_with(plan)
+        if plan.rereads(epoch) and not self._plan.rereads(epoch - 1) and epoch < self._most_epochs:
+            why = "there is no other" if plan.next_pass is None else "the next one is not there yet"
+            self.say(f"epoch {epoch} reads pass {plan.segment(epoch).pass_number} again: {why}")
+        self._plan = plan
+
+    def _wait(self, stream: str, waited_s: float) -> None:
+        """Show that nothing comes, and say once, in one line, why."""
+        if self._bar is not None and waited_s >= WAIT_SHOWN_S:
+            self._bar.note(f"waiting for the producer, {waited_s:.0f} s")
         if waited_s < WAIT_LINE_S:
             self._waiting = False
             return
@@ -187,11 +217,11 @@ class SharedReading:
         self._waiting = True
         source = self._log.source()
         try:
-            lease = read_facts(source, self._stream).lease
+            lease = read_facts(source, stream).lease
         finally:
             source.close()
         producer = "no producer is running" if lease is None or lease.released else f"producer on {lease.host}"
-        self.say(f"waiting for stream {self._stream} to go on ({producer}); Ctrl-C stops and keeps what was learnt")
+        self.say(f"waiting for stream {stream} to go on ({producer}); Ctrl-C stops and keeps what was learnt")
 
     def _take_statistics(self) -> None:
         """Read the first epoch's rows once for the means and deviations that standardisation needs, of all taps."""
@@ -315,6 +345,9 @@ class SharedReading:
             for unit in units:
                 unit.sync()
         evaluations = self._validate(experiments)
+        if experiments:
+            # Also after the last epoch: its checkpoint says where the next one would begin, should there be one.
+            self._know(experiments[0].epoch + 1)
         for experiment in experiments:
             if experiment.going:
                 experiment.end_epoch(evaluations.get(experiment))
@@ -354,7 +387,11 @@ class SharedReading:
             return {}
         evaluators = {experiment: Evaluator(experiment.trainer.metrics) for experiment in experiments}
         with FeatureStream(
-            self._validation, _taps_of(experiments), stop="pass:1", log=self._log, on_wait=self._wait
+            self._validation,
+            _taps_of(experiments),
+            stop="pass:1",
+            log=self._log,
+            on_wait=partial(self._wait, self._validation),
         ) as stream:
             sizes = dict.fromkeys(experiment.config.batch_size for experiment in experiments)
             shares = [_Share(size, self._units_of(size), stream.start) for size in sizes]
@@ -445,9 +482,9 @@ class SharedReading:
         return {"loss": known[0]} if len(self.experiments) == 1 else {"lowest loss": min(known)}
 
     def _open_bar(self, title: str) -> Progress:
-        epochs = max(experiment.config.epochs for experiment in self.experiments)
         reading = [experiment for experiment in self.experiments if experiment.epochs_left]
-        total = None if self._plan.passes is None else sum(map(self._plan.rows, range(epochs)))
+        rows = self._plan.rows(self._most_epochs)
+        total = None if rows is None else sum(rows)
         bar = Progress(title, total, "rows")
         bar.done = min((experiment.trainer.rows_seen for experiment in reading), default=total or 0)
         return bar

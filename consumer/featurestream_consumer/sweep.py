@@ -12,7 +12,6 @@ from featurestream.errors import DivergedError, RunMismatchError, UsageError
 from featurestream.manifest import Manifest
 from featurestream.manifest_topic import require_manifest
 from featurestream.ports import Log
-from featurestream.position import Position
 from featurestream_consumer.build import check_config
 from featurestream_consumer.config import TrainConfig
 from featurestream_consumer.epochs import EpochPlan
@@ -162,11 +161,13 @@ def run_sweep(
             if run.finished:
                 done[config.name] = Outcome(config, Result.of_finished(run))
                 continue
-            range_ = settle_range(run, plan.manifest, lambda: plan.range)
+            settle_range(run, plan.range)
             shared = normalizations.setdefault((config.taps, config.normalize), build_normalization(config.normalize))
             reporters = config.reporters or quiet
             opened.append(
-                Experiment.open(config, run, range_, planned.sizes, shared, reporters=reporters, say=lines, note=say)
+                Experiment.open(
+                    config, run, plan.range, planned.sizes, shared, reporters=reporters, say=lines, note=say
+                )
             )
         _say_where(opened, done, say)
         if opened:
@@ -207,18 +208,18 @@ def _begun_range(
 ) -> EpochPlan | None:
     """Return the range of those that were begun: a sweep that has grown reads on what its first experiments read."""
     ranges = {
-        config.name: EpochPlan(manifest.layout, Position(**record["start"]), record["stop"])
+        config.name: begun
         for config, _, record in planned
-        if record is not None and "start" in record
+        if record is not None and (begun := EpochPlan.of_record(manifest.layout, record)) is not None
     }
     if not ranges:
         return None
-    one, found = next(iter(ranges.items()))
+    # Killed while it was recorded what an epoch reads, some know an epoch more than others.
+    one, found = max(ranges.items(), key=lambda item: len(item[1].chosen or ()))
     for name, other in ranges.items():
-        if other != found:
+        if not found.goes_on(other):
             raise RunMismatchError(
-                f'"{one}" reads from {found.start} to batch {found.stop}, "{name}" from {other.start} to batch '
-                f"{other.stop}: they were not begun in one sweep",
+                f'"{one}" reads {found}, "{name}" {other}: they were not begun in one sweep',
                 hint="give them other names, or train them one by one",
                 differences={"range": (str(found), str(other))},
             )

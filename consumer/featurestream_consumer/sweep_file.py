@@ -26,7 +26,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import xxhash
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -36,7 +36,7 @@ from featurestream.names import check_stream_name
 from featurestream_consumer.config import TrainConfig
 
 #: What all experiments of a sweep share, because they share one reading, and the folder that a command names.
-SHARED: Final = ("stream", "validate_stream", "start", "stop", "runs")
+SHARED: Final = ("stream", "validate_stream", "start", "stop", "when_behind", "runs")
 #: Settings that are a name with arguments: ``head`` and ``head_args``.
 NAMED: Final = ("head", "loss", "optimizer", "scheduler", "augment")
 SETTINGS: Final = tuple(name for name in TrainConfig.model_fields if name not in SHARED)
@@ -57,6 +57,9 @@ class SweepFile(BaseModel):
     stop: str | None = Field(default=None, validation_alias="until", description="where to stop reading")
     epochs: int | None = Field(
         default=None, ge=1, validation_alias=AliasChoices("epochs", "passes"), description="passes read, or read again"
+    )
+    when_behind: Literal["wait", "reread"] = Field(
+        default="wait", description="what an epoch does whose pass is not there yet"
     )
     base: dict[str, Any] = Field(default_factory=dict, description="settings of all; its name begins theirs")
     grid: dict[str, list[Any]] = Field(default_factory=dict, description="settings, each with a list of values")
@@ -118,6 +121,7 @@ class SweepFile(BaseModel):
                 validate_stream=self.validate_stream,
                 start=self.start,
                 stop=self.stop,
+                when_behind=self.when_behind,
                 runs=runs,
             )
         return list(configs.values())

@@ -76,6 +76,16 @@ def test_the_last_line_comes_also_when_the_work_fails() -> None:
     assert out.getvalue().splitlines()[-1] == "E1: 2 rows, 2 rows/s"
 
 
+def test_a_note_stands_beside_the_count_until_it_goes_on_and_only_on_a_terminal(monkeypatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    for out in (Terminal(), io.StringIO()):
+        with Progress("E1", 100, "rows", stream=out, clock=Clock()) as progress:
+            progress.advance(50, loss=0.5)
+            progress.note("waiting for the producer, 7 s")
+        assert ("50/100 rows, 0 rows/s, waiting for the producer, 7 s" in out.getvalue()) is out.isatty()
+
+
 def test_a_terminal_gets_a_bar_with_the_count_and_lines_said_stay_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
