@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import torch
 
 from featurestream.errors import DataError, UsageError
 from featurestream.manifest import BackboneFacts, DataFacts, Manifest, TapFacts, check_same, sealed
+from featurestream.table import label_facts
 from featurestream_producer.backbones import Backbone, build_backbone
 from featurestream_producer.config import DEFAULT_LANES, ProduceConfig
 from featurestream_producer.datasets import ImageDataset, decoder_of, open_dataset
@@ -242,27 +243,10 @@ def _tap_facts(spec: TapSpec, shape: tuple[int, ...]) -> TapFacts:
 
 
 def _data_facts(config: ProduceConfig, dataset: ImageDataset) -> DataFacts:
-    kind, values, count, names = _label_facts(dataset)
     return DataFacts(
         source=dataset.source,
         split=config.split,
         samples=len(dataset),
-        label_kind=kind,
-        label_values=values,
-        class_count=count,
-        classes=names,
         sha256=dataset.fingerprint(),
+        **label_facts(dataset.labels, dataset.classes),
     )
-
-
-def _label_facts(
-    dataset: ImageDataset,
-) -> tuple[Literal["none", "class", "value", "target"], int, int | None, list[str] | None]:
-    """Return the labels' kind, how many numbers one has, the number of classes, and their names."""
-    labels = dataset.labels
-    if labels is None:
-        return "none", 0, None, None
-    if labels.dtype == np.int64:
-        names = None if dataset.classes is None else list(dataset.classes)
-        return "class", 1, max(int(labels.max()) + 1, len(names or ())) or None, names
-    return ("value", 1, None, None) if labels.ndim == 1 else ("target", int(labels.shape[1]), None, None)

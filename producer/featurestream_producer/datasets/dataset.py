@@ -82,13 +82,6 @@ class ImageDataset:
             )
 
 
-def class_numbers(names: Sequence[str]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Return the names as int64 numbers of the sorted distinct names, and these."""
-    classes = tuple(sorted(set(names)))
-    number = {name: index for index, name in enumerate(classes)}
-    return np.array([number[name] for name in names], dtype=np.int64), classes
-
-
 def _add(digest: hashlib._Hash, part: bytes) -> None:
     # The length goes in front, so that no two different lists of parts give the same bytes.
     digest.update(len(part).to_bytes(8, "little"))

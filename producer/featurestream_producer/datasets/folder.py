@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from featurestream.errors import DataError, UsageError
-from featurestream_producer.datasets.dataset import ImageDataset, class_numbers
+from featurestream.table import class_numbers
+from featurestream_producer.datasets.dataset import ImageDataset
 from featurestream_producer.datasets.image import IMAGE_SUFFIXES, ImageFiles
 
 _log = logging.getLogger(__name__)

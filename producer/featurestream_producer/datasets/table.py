@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import logging
-import math
 import posixpath
-import re
-import warnings
-import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from featurestream.errors import DataError, UnknownNameError, UsageError
-from featurestream_producer.datasets.dataset import ImageDataset, class_numbers
+from featurestream.table import read_labels, read_table
+from featurestream_producer.datasets.dataset import ImageDataset
 from featurestream_producer.datasets.image import IMAGE_SUFFIXES, ImageFiles
 
 if TYPE_CHECKING:
@@ -42,9 +33,6 @@ PATH_NAMES = (
 )
 LABEL_NAMES = ("label", "labels", "class", "target", "y", "class_id", "category")
 SPLIT_NAME = "split"
-
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
-_INTEGER = re.compile(r"[+-]?\d+")
 
 
 def open_table(
@@ -70,7 +58,12 @@ def open_table(
     root = table.parent if root is None else root
     if not root.is_dir():
         raise UsageError(f'no such folder: "{root}"', hint="paths in the table are relative to it (--root)")
-    frame, header = _read(table, root, named=path_column is not None or label_column is not None or split is not None)
+    named = path_column is not None or label_column is not None or split is not None
+    frame, header = read_table(
+        table,
+        has_header=lambda cells: named or _has_header(cells, root, table),
+        expected="one image a line: path,label",
+    )
     columns = [str(name) for name in frame.columns]
     if split is not None:
         frame = _rows_of_split(frame, table, split)
@@ -78,74 +71,9 @@ def open_table(
     ids = _ids(frame[path_name], table, root)
     _check_root(ids, root, table)
     wanted = _label_columns(columns, label_column, path_name, header=header)
-    labels, classes = _labels(frame, wanted, table)
+    labels, classes = read_labels(frame, wanted, table) if wanted else (None, None)
     _log.info("%s: %d rows, path column %r, label columns %r", table, len(ids), path_name, wanted)
     return ImageDataset(str(table), ids, labels, classes, ImageFiles(root, ids))
-
-
-def _read(table: Path, root: Path, *, named: bool) -> tuple[pd.DataFrame, bool]:
-    """Return the table as stripped texts, and whether it has a header; the index is the line number in the file."""
-    import pandas as pd
-
-    text = _text(table)
-    lines = text.splitlines()
-    above = next((number for number, line in enumerate(lines) if line.strip()), None)
-    if above is None:
-        raise DataError(f'"{table}" is empty', hint="expected one image a line: path,label")
-    separator = _separator(lines[above])
-    header = named or _has_header(_cells(lines[above], separator), root, table)
-    try:
-        with warnings.catch_warnings():
-            # pandas only warns when it cuts columns off that the first line does not have.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = pd.read_csv(
-                io.StringIO(text),
-                sep=separator,
-                skiprows=above,
-                header=0 if header else None,
-                dtype=str,
-                keep_default_na=False,
-                skip_blank_lines=False,  # they are dropped below, once every row knows its line
-                skipinitialspace=True,
-                index_col=False,
-            )
-    except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as error:
-        raise DataError(
-            f'cannot read "{table}" as a table: {error}', hint=f"the first line separates columns by {separator!r}"
-        ) from error
-    frame.columns = pd.Index([str(name).strip() for name in frame.columns])
-    frame.index = pd.RangeIndex(above + 1 + header, above + 1 + header + len(frame))
-    frame = frame.apply(lambda column: column.str.strip()).fillna("")
-    frame = frame[(frame != "").any(axis=1)]
-    if frame.empty:
-        raise DataError(f'"{table}" has a header and no rows', hint="expected one image a line")
-    return frame, header
-
-
-def _text(table: Path) -> str:
-    try:
-        if table.suffix.lower() == ".gz":
-            with gzip.open(table, "rt", encoding="utf-8-sig") as file:
-                return file.read()
-        return table.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeError, EOFError, zlib.error) as error:
-        raise DataError(f'cannot read "{table}": {error}', hint="expected a CSV in UTF-8, plain or .gz") from error
-
-
-def _separator(line: str) -> str:
-    """Return what separates the columns: a tab, the more frequent of comma and semicolon, or white space."""
-    if "\t" in line:
-        return "\t"
-    commas, semicolons = line.count(","), line.count(";")
-    if commas or semicolons:
-        return "," if commas >= semicolons else ";"
-    return r"\s+"
-
-
-def _cells(line: str, separator: str) -> list[str]:
-    if separator == r"\s+":
-        return line.split()
-    return [cell.strip() for cell in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
 
 
 def _has_header(cells: list[str], root: Path, table: Path) -> bool:
@@ -221,46 +149,3 @@ def _check_root(ids: list[str], root: Path, table: Path) -> None:
             f'"{table}": none of {len(tried)} images looked for exists, for example "{root / tried[0]}"',
             hint=f'paths are relative to "{root}"; another folder is set with --root',
         )
-
-
-def _labels(
-    frame: pd.DataFrame, columns: list[str], table: Path
-) -> tuple[NDArray[np.int64] | NDArray[np.float32] | None, tuple[str, ...] | None]:
-    if not columns:
-        return None, None
-    for name in columns:
-        empty = frame.index[frame[name] == ""]
-        if len(empty):
-            raise DataError(
-                f'"{table}", line {empty[0]}: no value in label column "{name}" ({len(empty)} such lines)',
-                hint="every image needs one; an unknown class is usually written -1",
-            )
-    if len(columns) > 1:
-        return np.stack([_numbers(frame[name], table) for name in columns], axis=1), None
-    texts = frame[columns[0]].tolist()
-    if all(_INTEGER.fullmatch(text) for text in texts):
-        try:
-            return np.array([int(text) for text in texts], dtype=np.int64), None
-        except OverflowError as error:
-            raise DataError(f'"{table}": a class number in "{columns[0]}" does not fit 64 bits') from error
-    if all(_is_number(text) for text in texts):
-        return _numbers(frame[columns[0]], table), None
-    return class_numbers(texts)
-
-
-def _numbers(column: pd.Series[str], table: Path) -> NDArray[np.float32]:
-    for line, text in column.items():
-        if not (_is_number(text) and math.isfinite(float(text)) and abs(float(text)) <= _FLOAT32_MAX):
-            raise DataError(
-                f'"{table}", line {line}: {text!r} in label column "{column.name}"',
-                hint="expected a finite float32 number",
-            )
-    return np.array([float(text) for text in column], dtype=np.float32)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
