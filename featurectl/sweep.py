@@ -32,7 +32,7 @@ def sweep(
     check_configs(configs)  # before a broker is asked for, or started
     try:
         with options.open_log(bootstrap_servers, kafka_config) as log:
-            plan = plan_sweep(configs, log)
+            plan = plan_sweep(configs, log, say=options.say)
             if dry_run:
                 _print_plan(plan, as_json=as_json)
                 return

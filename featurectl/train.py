@@ -41,6 +41,16 @@ def train(
     validate: Annotated[
         str | None, typer.Option(metavar="STREAM", help="The stream to validate on after every epoch.")
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A CSV (id or index, label) whose labels take the place of the stream's."),
+    ] = None,
+    validate_labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="One for the validation stream. [default: that of --labels]")
+    ] = None,
+    unlabelled: Annotated[
+        str, typer.Option(help="error or drop: what becomes of samples that FILE does not name.")
+    ] = "error",
     metric: Annotated[
         Arguments, typer.Option(metavar="NAME", help="The metric to compare by, and others. [default: by the loss]")
     ] = None,
@@ -87,6 +97,9 @@ def train(
         batch_size=batch_size,
         seed=seed,
         validate_stream=validate,
+        labels=labels,
+        validate_labels=validate_labels,
+        unlabelled=unlabelled,
         start=start,
         stop=until,
         when_behind=when_behind,

@@ -39,6 +39,7 @@ def check_config(config: TrainConfig) -> None:
     build_augmentation(config.augment, config.augment_args)
     build_metrics(config.metrics)
     check_reporters(config.reporters)
+    _check_label_files(config)
     if config.scheduler is None:
         if config.scheduler_args:
             raise UsageError(
@@ -53,6 +54,16 @@ def check_config(config: TrainConfig) -> None:
             "ReduceLROnPlateau needs the validation loss, and there is no validation stream",
             hint="name one with --validate, or use another scheduler",
         )
+
+
+def _check_label_files(config: TrainConfig) -> None:
+    for path in (config.labels, config.validate_labels):
+        if path is not None and not path.is_file():
+            raise UsageError(f"there is no label file {path}", hint="expected a CSV such as id,label")
+    if config.validate_labels is not None and config.validate_stream is None:
+        raise UsageError("there are labels for a validation stream, but no stream", hint="name one with --validate")
+    if config.unlabelled == "drop" and config.labels is None and config.validate_labels is None:
+        raise UsageError("there is no label file that could lack a sample", hint="name one with --labels")
 
 
 def build_trainer(

@@ -15,7 +15,11 @@ from featurestream.names import check_stream_name
 
 EXPERIMENT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 #: What decides where and how a run happens, but neither its weights nor what its record means.
-NOT_DECIDING: Final = frozenset({"runs", "device", "checkpoint_seconds", "report_steps", "reporters"})
+NOT_DECIDING: Final = frozenset(
+    {"runs", "device", "checkpoint_seconds", "report_steps", "reporters", "labels", "validate_labels"}
+)
+#: What is found out, not chosen: where label files lie decides nothing, what they hold does.
+FOUND: Final = ("labels_sha256", "validate_labels_sha256")
 
 
 class TrainConfig(BaseModel):
@@ -61,6 +65,17 @@ class TrainConfig(BaseModel):
         validation_alias=AliasChoices("validate_stream", "validate"),
         description="the stream to validate on after every epoch",
     )
+    labels: Path | None = Field(
+        default=None, description="a CSV whose labels take the place of the streams': id or index, and label"
+    )
+    validate_labels: Path | None = Field(
+        default=None, description="one for the validation stream alone; None: that of labels"
+    )
+    unlabelled: Literal["error", "drop"] = Field(
+        default="error", description="what becomes of samples that a label file does not name"
+    )
+    labels_sha256: str | None = Field(default=None, description="SHA-256 of the file of labels; found out")
+    validate_labels_sha256: str | None = Field(default=None, description="SHA-256 of validate_labels; found out")
     start: str = Field(default="earliest", description="where to start reading")
     stop: str | None = Field(default=None, description="where to stop reading; None: the end of the stream")
     when_behind: Literal["wait", "reread"] = Field(

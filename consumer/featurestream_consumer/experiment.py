@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from featurestream_consumer.build import build_trainer
 from featurestream_consumer.checkpoint import load_newest, save_checkpoint
 from featurestream_consumer.config import TrainConfig
 from featurestream_consumer.epochs import EpochPlan
+from featurestream_consumer.labels import LabelFiles
 from featurestream_consumer.losses import outputs_for
 from featurestream_consumer.normalization import Normalization
 from featurestream_consumer.reporters import Reporters
@@ -53,11 +54,21 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What must be known before a head can be built."""
+    """What must be known before a head can be built.
+
+    Attributes:
+        in_features: numbers in a row, of all taps together.
+        outputs: of the head.
+        class_labels: whether labels are class numbers.
+        classes: their names, where they have any.
+        samples: samples of a pass that are trained on, where labels leave some out; None: all.
+    """
 
     in_features: int
     outputs: int
     class_labels: bool
+    classes: tuple[str, ...] | None = None
+    samples: int | None = None
 
     @classmethod
     def of(cls, config: TrainConfig, manifest: Manifest, validation: Manifest | None) -> Sizes:
@@ -75,7 +86,12 @@ class Sizes:
             sum(manifest.tap(tap).numbers for tap in config.taps),
             outputs_for(config.loss, classes=classes, label_numbers=data.label_values),
             data.label_kind == "class",
+            None if data.classes is None else tuple(data.classes),
         )
+
+    def steps(self, config: TrainConfig, plan: EpochPlan) -> int | None:
+        """Return the optimiser steps of the whole run, where they are known."""
+        return plan.steps(config.epochs, config.batch_size, samples=self.samples)
 
     def build(
         self,
@@ -100,6 +116,8 @@ class Experiment:
     """An experiment whose run folder is held.
 
     Attributes:
+        labels: the label files that it takes labels from.
+        classes: the names of its classes, where they have any.
         trainer: the trainer, at its beginning or where a checkpoint left it.
         resumed: whether a checkpoint was there.
         epoch: epochs ended.
@@ -112,6 +130,8 @@ class Experiment:
     config: TrainConfig
     run: Run
     plan: EpochPlan
+    labels: LabelFiles
+    classes: tuple[str, ...] | None
     trainer: Trainer
     reporters: Reporters
     resumed: bool
@@ -131,6 +151,7 @@ class Experiment:
         sizes: Sizes,
         normalization: Normalization,
         *,
+        labels: LabelFiles,
         reporters: tuple[str, ...],
         say: Callable[[str], None],
         note: Callable[[str], None],
@@ -139,9 +160,7 @@ class Experiment:
 
         ``say`` takes the lines of its reporters, ``note`` a sentence for each checkpoint that is damaged.
         """
-        trainer = sizes.build(
-            config, total_steps=plan.steps(config.epochs, config.batch_size), normalization=normalization
-        )
+        trainer = sizes.build(config, total_steps=sizes.steps(config, plan), normalization=normalization)
         found = load_newest(run.checkpoints)
         epoch, position = 0, plan.segment(0).start
         if found is not None:
@@ -154,6 +173,8 @@ class Experiment:
             config,
             run,
             plan,
+            labels,
+            sizes.classes,
             trainer,
             Reporters(reporters, run.folder, resume_step=None if found is None else trainer.step_count, say=say),
             found is not None,
@@ -211,7 +232,7 @@ class Experiment:
         self.saved = place
         return True
 
-    def finish(self, classes: Sequence[str] | None) -> Result:
+    def finish(self) -> Result:
         """Write what a finished run holds: head, validation scores, the record's end; let its reporters go."""
         self.reporters.close()
         run, config, trainer = self.run, self.config, self.trainer
@@ -223,7 +244,7 @@ class Experiment:
             trainer.normalization,
             in_features=trainer.in_features,
             outputs=trainer.outputs,
-            **({"classes": "\n".join(classes)} if classes else {}),
+            **({"classes": "\n".join(self.classes)} if self.classes else {}),
         )
         if evaluation is not None:
             run.write_validation(evaluation.indices, evaluation.labels, evaluation.scores)

@@ -194,14 +194,18 @@ def build_loss(name: str, args: Mapping[str, Any]) -> Loss:
     return Loss(name, kind, dict(args))
 
 
+def has_class_outputs(loss: str) -> bool:
+    """Tell whether the loss called ``loss`` takes one output a class, where labels are class numbers."""
+    return LOSSES[loss].class_outputs if loss in LOSSES else True
+
+
 def outputs_for(loss: str, *, classes: int | None, label_numbers: int) -> int:
     """Return how many outputs a head needs.
 
     ``classes`` is the stream's number of classes (None where its labels are not class numbers), ``label_numbers``
     how many numbers a label has. Raises UsageError where the loss needs classes and the stream has none.
     """
-    class_outputs = LOSSES[loss].class_outputs if loss in LOSSES else True
-    if class_outputs and classes is not None:
+    if has_class_outputs(loss) and classes is not None:
         if classes < 2:
             raise UsageError(
                 f'the stream has {classes} class, which leaves loss "{loss}" nothing to tell apart',

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -13,9 +15,10 @@ from featurestream_consumer.build import check_config
 from featurestream_consumer.config import TrainConfig
 from featurestream_consumer.epochs import EpochPlan
 from featurestream_consumer.experiment import Experiment, Result, Sizes
+from featurestream_consumer.labels import check_labels, labelled_samples, open_labels, recorded_facts
 from featurestream_consumer.normalization import build_normalization
 from featurestream_consumer.optimizers import check_scheduler
-from featurestream_consumer.runs import RECORD_NAME, Run, open_run
+from featurestream_consumer.runs import RECORD_NAME, Run, check_run, open_run, read_record
 from featurestream_consumer.shared_reading import Lines, SharedReading
 
 
@@ -47,29 +50,35 @@ def train(
     check_config(config)
     manifest = require_manifest(log, config.stream)
     validation = None if config.validate_stream is None else require_manifest(log, config.validate_stream)
+    fingerprints = manifest.fingerprint, None if validation is None else validation.fingerprint
     config = config.model_copy(update={"taps": tuple(manifest.tap(tap).name for tap in config.taps)})
-    sizes = Sizes.of(config, manifest, validation)
-    begun = (config.runs / config.name / RECORD_NAME).exists()
-    found = None
-    if not begun:  # what cannot be trained leaves no run folder behind
-        found = find_range(config, log)
-        check_length(config, found)
+    files = open_labels(config, manifest, {})
+    config = files.sealed(config)
+    sizes = Sizes.of(config, *files.relabelled(manifest, validation))
+    folder = config.runs / config.name
+    record = None
+    if (folder / RECORD_NAME).exists():
+        record = read_record(folder)
+        check_run(folder, record, config, *fingerprints)
+    # What cannot be trained leaves no run folder behind.
+    plan = EpochPlan.of_record(manifest.layout, record or {}) or find_range(config, log)
+    facts = recorded_facts(record, files)
+    if facts is None:
+        facts = check_labels([files], manifest, plan.segment(0), validation, log, say=say).get(files)
+    sizes = replace(sizes, samples=labelled_samples(facts))
+    check_length(config, sizes.steps(config, plan))
     with open_run(
-        config.runs,
-        config,
-        manifest.fingerprint,
-        validation_fingerprint=None if validation is None else validation.fingerprint,
-        must_exist=resume,
+        config.runs, config, fingerprints[0], validation_fingerprint=fingerprints[1], must_exist=resume
     ) as run:
         if run.finished:
             say(f"{run.folder} is finished; its weights are in {run.head_path.name}")
             return Result.of_finished(run)
-        plan = EpochPlan.of_record(manifest.layout, run.record) or found or find_range(config, log)
-        settle_range(run, plan)
+        plan = EpochPlan.of_record(manifest.layout, run.record) or plan
+        settle(run, plan, facts)
         lines = Lines(say)
         experiment = Experiment.open(
             config, run, plan, sizes, build_normalization(config.normalize),
-            reporters=config.reporters, say=lines, note=say,
+            labels=files, reporters=config.reporters, say=lines, note=say,
         )  # fmt: skip
         if experiment.resumed:
             trainer = experiment.trainer
@@ -89,15 +98,15 @@ def find_range(config: TrainConfig, log: Log) -> EpochPlan:
     return plan.never_waiting() if config.when_behind == "reread" else plan
 
 
-def check_length(config: TrainConfig, plan: EpochPlan) -> None:
+def check_length(config: TrainConfig, steps: int | None) -> None:
     """Raise UsageError where the schedule needs the number of optimiser steps and nobody knows it."""
     if config.scheduler is not None:
-        known = plan.steps(config.epochs, config.batch_size) is not None
-        check_scheduler(config.scheduler, config.scheduler_args, run_length_known=known)
+        check_scheduler(config.scheduler, config.scheduler_args, run_length_known=steps is not None)
 
 
-def settle_range(run: Run, plan: EpochPlan) -> None:
-    """Put into the record which batches each epoch reads: what was found once is a number from then on."""
+def settle(run: Run, plan: EpochPlan, labels: dict[str, Any] | None) -> None:
+    """Put into the record what was found: which batches each epoch reads, and what is known of a label file."""
     if EpochPlan.of_record(plan.layout, run.record) != plan:
         # The last bits of a sum depend on the number of threads: who repeats the run needs it.
-        run.update(**{"threads": torch.get_num_threads()} | run.record | plan.facts())
+        facts = {} if labels is None else {"labels": labels}
+        run.update(**{"threads": torch.get_num_threads()} | run.record | plan.facts() | facts)

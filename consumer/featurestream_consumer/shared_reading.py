@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,7 +21,6 @@ from torch import Tensor
 from featurestream.batch import FeatureBatch, Regrouper
 from featurestream.errors import BrokerError, DataError, DivergedError, FingerprintError
 from featurestream.manifest import Manifest
-from featurestream.manifest_topic import read_facts
 from featurestream.names import reader_group, tap_topic
 from featurestream.ports import Log
 from featurestream.position import Position
@@ -33,13 +31,13 @@ from featurestream_consumer.epochs import EpochPlan
 from featurestream_consumer.experiment import Experiment
 from featurestream_consumer.features import as_features
 from featurestream_consumer.group import Group, Unit, form_units
+from featurestream_consumer.labels import LabelFiles, Labels
 from featurestream_consumer.metrics import higher_is_better
 from featurestream_consumer.normalization import Normalization
 from featurestream_consumer.reporters.console import format_metric
 from featurestream_consumer.trainer import Evaluation, Evaluator, Once, Trainer
+from featurestream_consumer.waiting import Waiting
 
-WAIT_SHOWN_S = 1.0  # how long nothing comes before the bar shows it
-WAIT_LINE_S = 10.0  # ... and before a line says why
 #: At the ends of epochs, checkpoints may cost one part in so many of the time since the last ones.
 CHECKPOINT_SHARE = 20
 
@@ -82,24 +80,42 @@ def side_by_side(batch: FeatureBatch, taps: Sequence[str]) -> Tensor:
 
 @dataclass(eq=False)
 class _Share:
-    """The units of one batch size: they see the same batches, from the earliest of their positions on."""
+    """The units of one batch size and the same labels: they see the same batches, from the earliest position on."""
 
     size: int
+    labels: Labels | None
     units: list[Unit]
     start: Position
     regrouper: Regrouper = field(init=False)
+    scored: int = 0
 
     def __post_init__(self) -> None:
         self.regrouper = Regrouper(self.size)
 
     def add(self, record: FeatureBatch) -> Iterator[FeatureBatch]:
-        """Take a record's rows and yield the batches that they complete."""
+        """Take a record's rows, or a stretch of them, and yield the batches that they complete."""
         if record.position.batch < self.start.batch:
             return
         if record.position.batch == self.start.batch and record.position.row < self.start.row:
             skipped = min(self.start.row - record.position.row, len(record))
             record = record.rows(skipped, len(record))
         yield from self.regrouper.add(record)
+
+
+class _Relabelled:
+    """A record with the labels of every file that is asked for, each put on once."""
+
+    def __init__(self, record: FeatureBatch) -> None:
+        self._record = record
+        self._made: dict[Labels, list[FeatureBatch]] = {}
+
+    def of(self, labels: Labels | None) -> Sequence[FeatureBatch]:
+        """Return the record's rows with these labels, in stretches without gaps."""
+        if labels is None:
+            return [self._record]
+        if labels not in self._made:
+            self._made[labels] = list(labels.apply(self._record))
+        return self._made[labels]
 
 
 class SharedReading:
@@ -131,11 +147,12 @@ class SharedReading:
         self._validation = experiments[0].config.validate_stream
         self._say = say
         self._title = progress
-        self._units: dict[tuple[int, tuple[str, ...]], list[Unit]] = {}
+        # By what the units of a batch have in common: its size, whose labels it has, and the taps.
+        self._units: dict[tuple[int, LabelFiles, tuple[str, ...]], list[Unit]] = {}
         self._offsets: dict[tuple[str, int], int] = {}  # what the positions are for Kafka's own tools
         self._checkpointed_at = time.monotonic()
         self._checkpoint_cost_s = 0.0
-        self._waiting = False
+        self._waiting = Waiting(log, self.say, self._note)
         self._commit_failed = False
         self._bar: Progress | None = None
 
@@ -158,12 +175,16 @@ class SharedReading:
         """Show a line to the user, above the bar where there is one."""
         (self._say if self._bar is None else self._bar.say)(line)
 
+    def _note(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.note(text)
+
     # ---- reading ----------------------------------------------------------------------------------------------------
 
     def _open(self, taps: Sequence[str], start: Position, stop: int) -> FeatureStream:
         stream = FeatureStream(
             self._stream, taps, start=start, stop=Position(stop), log=self._log,
-            on_wait=partial(self._wait, self._stream),
+            on_wait=self._waiting.on(self._stream),
         )  # fmt: skip
         if stream.manifest.fingerprint != self._manifest.fingerprint:
             raise FingerprintError(
@@ -205,24 +226,6 @@ class SharedReading:
             self.say(f"epoch {epoch} reads pass {plan.segment(epoch).pass_number} again: {why}")
         self._plan = plan
 
-    def _wait(self, stream: str, waited_s: float) -> None:
-        """Show that nothing comes, and say once, in one line, why."""
-        if self._bar is not None and waited_s >= WAIT_SHOWN_S:
-            self._bar.note(f"waiting for the producer, {waited_s:.0f} s")
-        if waited_s < WAIT_LINE_S:
-            self._waiting = False
-            return
-        if self._waiting:
-            return
-        self._waiting = True
-        source = self._log.source()
-        try:
-            lease = read_facts(source, stream).lease
-        finally:
-            source.close()
-        producer = "no producer is running" if lease is None or lease.released else f"producer on {lease.host}"
-        self.say(f"waiting for stream {stream} to go on ({producer}); Ctrl-C stops and keeps what was learnt")
-
     def _take_statistics(self) -> None:
         """Read the first epoch's rows once for the means and deviations that standardisation needs, of all taps."""
         wanted: dict[Normalization, Experiment] = {}
@@ -252,9 +255,11 @@ class SharedReading:
             with self._open(_taps_of(behind), start, segment.stop) as stream:
                 for record in stream:
                     self._offsets |= stream.offsets
+                    relabelled = _Relabelled(record)
                     for share in shares:
-                        for batch in share.add(record):
-                            self._step(batch, share)
+                        for rows in relabelled.of(share.labels):
+                            for batch in share.add(rows):
+                                self._step(batch, share)
                     if self._bar is not None:
                         self._bar.advance(len(record), **self._facts())
             for share in shares:
@@ -263,33 +268,36 @@ class SharedReading:
         self._end_epoch([experiment for experiment in experiments if experiment.going])
 
     def _shares(self, experiments: Iterable[Experiment]) -> list[_Share]:
-        starts: dict[int, Position] = {}
+        starts: dict[tuple[int, LabelFiles], Position] = {}
         for experiment in experiments:
-            size = experiment.config.batch_size
-            starts[size] = min(starts.get(size, experiment.position), experiment.position)
-        return [_Share(size, self._units_of(size), start) for size, start in starts.items()]
+            key = (experiment.config.batch_size, experiment.labels)
+            starts[key] = min(starts.get(key, experiment.position), experiment.position)
+        return [
+            _Share(size, labels.training, self._units_of(size, labels), start)
+            for (size, labels), start in starts.items()
+        ]
 
-    def _units_of(self, size: int) -> list[Unit]:
-        return [unit for (own, _), units in self._units.items() if own == size for unit in units]
+    def _units_of(self, size: int, labels: LabelFiles) -> list[Unit]:
+        return [unit for key, units in self._units.items() if key[:2] == (size, labels) for unit in units]
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
     def _form_units(self, experiments: Sequence[Experiment]) -> None:
         """Let experiments that are at the same place take their steps together, where that is exact and pays."""
-        parts: dict[tuple[int, tuple[str, ...], Position], list[Trainer]] = defaultdict(list)
+        parts: dict[tuple[int, LabelFiles, tuple[str, ...], Position], list[Trainer]] = defaultdict(list)
         for experiment in experiments:
             config = experiment.config
-            parts[config.batch_size, config.taps, experiment.position].append(experiment.trainer)
+            parts[config.batch_size, experiment.labels, config.taps, experiment.position].append(experiment.trainer)
         formed = {
             key: {trainer for unit in units for trainer in unit.trainers} for key, units in self._units.items()
         }  # fmt: skip
-        if len({key[:2] for key in parts}) == len(parts) and formed == {
-            key[:2]: set(trainers) for key, trainers in parts.items()
+        if len({key[:3] for key in parts}) == len(parts) and formed == {
+            key[:3]: set(trainers) for key, trainers in parts.items()
         }:
             return
         self._dissolve()
-        for (size, taps, _), trainers in parts.items():
-            self._units.setdefault((size, taps), []).extend(form_units(trainers, size))
+        for (size, labels, taps, _), trainers in parts.items():
+            self._units.setdefault((size, labels, taps), []).extend(form_units(trainers, size))
         grouped = [len(unit.trainers) for units in self._units.values() for unit in units if isinstance(unit, Group)]
         if len(experiments) > 1:
             counts = [f"{heads} heads together" for heads in grouped]
@@ -377,7 +385,7 @@ class SharedReading:
         self._units = {key: units for key, units in self._units.items() if units}
         for experiment in experiments:
             if experiment.going:
-                experiment.finish(self._manifest.data.classes)
+                experiment.finish()
 
     # ---- validation -------------------------------------------------------------------------------------------------
 
@@ -391,18 +399,21 @@ class SharedReading:
             _taps_of(experiments),
             stop="pass:1",
             log=self._log,
-            on_wait=partial(self._wait, self._validation),
+            on_wait=self._waiting.on(self._validation),
         ) as stream:
-            sizes = dict.fromkeys(experiment.config.batch_size for experiment in experiments)
-            shares = [_Share(size, self._units_of(size), stream.start) for size in sizes]
-            numbers = dict.fromkeys((share.size for share in shares), 0)
+            keys = dict.fromkeys((experiment.config.batch_size, experiment.labels) for experiment in experiments)
+            shares = [
+                _Share(size, labels.validation, self._units_of(size, labels), stream.start) for size, labels in keys
+            ]
             for record in stream:
+                relabelled = _Relabelled(record)
                 for share in shares:
-                    for batch in share.add(record):
-                        self._score(batch, share, evaluators, numbers)
+                    for rows in relabelled.of(share.labels):
+                        for batch in share.add(rows):
+                            self._score(batch, share, evaluators)
         for share in shares:
             for batch in share.regrouper.rest():
-                self._score(batch, share, evaluators, numbers)
+                self._score(batch, share, evaluators)
         return {experiment: evaluator.compute() for experiment, evaluator in evaluators.items() if experiment.going}
 
     def _score(
@@ -410,15 +421,14 @@ class SharedReading:
         batch: FeatureBatch,
         share: _Share,
         evaluators: dict[Experiment, Evaluator],
-        numbers: dict[int, int],
     ) -> None:
         if len(batch) == 0:
             return
         rows = BatchRows(batch, self._validation or "")
         # Copied once: they are kept, and what they lie in now is a record.
         labels, indices = torch.from_numpy(rows.labels.copy()), torch.from_numpy(batch.indices.copy())
-        place = f"validation batch {numbers[share.size]}"
-        numbers[share.size] += 1
+        place = f"validation batch {share.scored}"
+        share.scored += 1
         for unit in share.units:
             if not unit.trainers:
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from featurestream.errors import DivergedError, RunMismatchError, UsageError
@@ -17,9 +17,17 @@ from featurestream_consumer.config import TrainConfig
 from featurestream_consumer.epochs import EpochPlan
 from featurestream_consumer.experiment import Experiment, Result, Sizes
 from featurestream_consumer.group import shape_key
+from featurestream_consumer.labels import (
+    Cache,
+    LabelFiles,
+    check_labels,
+    labelled_samples,
+    open_labels,
+    recorded_facts,
+)
 from featurestream_consumer.normalization import Normalization, build_normalization
 from featurestream_consumer.reporters import default_reporters
-from featurestream_consumer.run import find_range, settle_range
+from featurestream_consumer.run import find_range, settle
 from featurestream_consumer.runs import RECORD_NAME, check_run, open_run, read_record
 from featurestream_consumer.shared_reading import Lines, SharedReading
 
@@ -31,12 +39,16 @@ class Planned:
     Attributes:
         config: what to do, with the taps' names as the stream has them.
         sizes: of its head.
+        labels: the label files that it takes labels from.
+        label_facts: what its record holds, or is to hold, of them.
         group: the number of the group of heads that can train together; None for one that trains alone.
         record: what its run folder holds already; None where there is none.
     """
 
     config: TrainConfig
     sizes: Sizes
+    labels: LabelFiles
+    label_facts: dict[str, Any] | None
     group: int | None
     record: dict[str, Any] | None
 
@@ -83,22 +95,26 @@ def check_configs(configs: Sequence[TrainConfig]) -> None:
             check_config(config)
 
 
-def plan_sweep(configs: Sequence[TrainConfig], log: Log) -> SweepPlan:
-    """Return the sweep of these experiments, checked whole.
+def plan_sweep(configs: Sequence[TrainConfig], log: Log, *, say: Callable[[str], None] = lambda _: None) -> SweepPlan:
+    """Return the sweep of these experiments, checked whole; ``say`` takes lines about label files.
 
     They share stream, validation stream and range. Raises UsageError for names, arguments, taps and labels that do not
     fit and for an empty range, RunMismatchError where a run folder holds another experiment or was begun elsewhere in
-    the stream, FingerprintError where it read another stream, GoneError where part of the range is gone.
+    the stream, FingerprintError where it read another stream, GoneError where part of the range is gone, DataError for
+    a label file that lacks samples.
     """
     check_configs(configs)
     first = configs[0]
     manifest = require_manifest(log, first.stream)
     validation = None if first.validate_stream is None else require_manifest(log, first.validate_stream)
-    planned: list[tuple[TrainConfig, Sizes, dict[str, Any] | None]] = []
+    planned: list[Planned] = []
+    cache: Cache = {}
     for given in configs:
         with _named(given):
             config = given.model_copy(update={"taps": tuple(manifest.tap(tap).name for tap in given.taps)})
-            sizes = Sizes.of(config, manifest, validation)
+            files = open_labels(config, manifest, cache)
+            config = files.sealed(config)
+            sizes = Sizes.of(config, *files.relabelled(manifest, validation))
         folder = config.runs / config.name
         record = None
         if (folder / RECORD_NAME).exists():
@@ -106,19 +122,19 @@ def plan_sweep(configs: Sequence[TrainConfig], log: Log) -> SweepPlan:
             check_run(
                 folder, record, config, manifest.fingerprint, None if validation is None else validation.fingerprint
             )
-        planned.append((config, sizes, record))
+        planned.append(Planned(config, sizes, files, recorded_facts(record, files), None, record))
     found = _begun_range(planned, manifest)
     if found is None:
-        taps = tuple(dict.fromkeys(tap for config, _, _ in planned for tap in config.taps))
-        found = find_range(planned[0][0].model_copy(update={"taps": taps}), log)
-    keys = [_group_key(config, sizes, found) for config, sizes, _ in planned]
+        taps = tuple(dict.fromkeys(tap for one in planned for tap in one.config.taps))
+        found = find_range(first.model_copy(update={"taps": taps}), log)
+    unknown = [one.labels for one in planned if one.label_facts is None]
+    checked = check_labels(unknown, manifest, found.segment(0), validation, log, say=say)
+    planned = [_with_labels(one, checked) for one in planned]
+    keys = [_group_key(one, found) for one in planned]
     counts = Counter(key for key in keys if key is not None)
     numbers = {key: number for number, key in enumerate(key for key, count in counts.items() if count > 1)}
     return SweepPlan(
-        tuple(
-            Planned(config, sizes, numbers.get(key), record)
-            for (config, sizes, record), key in zip(planned, keys, strict=True)
-        ),
+        tuple(replace(one, group=numbers.get(key)) for one, key in zip(planned, keys, strict=True)),
         manifest,
         validation,
         found,
@@ -161,12 +177,20 @@ def run_sweep(
             if run.finished:
                 done[config.name] = Outcome(config, Result.of_finished(run))
                 continue
-            settle_range(run, plan.range)
+            settle(run, plan.range, planned.label_facts)
             shared = normalizations.setdefault((config.taps, config.normalize), build_normalization(config.normalize))
             reporters = config.reporters or quiet
             opened.append(
                 Experiment.open(
-                    config, run, plan.range, planned.sizes, shared, reporters=reporters, say=lines, note=say
+                    config,
+                    run,
+                    plan.range,
+                    planned.sizes,
+                    shared,
+                    labels=planned.labels,
+                    reporters=reporters,
+                    say=lines,
+                    note=say,
                 )
             )
         _say_where(opened, done, say)
@@ -203,14 +227,17 @@ def _say_where(opened: Sequence[Experiment], done: dict[str, Outcome], say: Call
         say(f"of {len(opened) + len(done)} experiments, {', '.join(parts)}")
 
 
-def _begun_range(
-    planned: Sequence[tuple[TrainConfig, Sizes, dict[str, Any] | None]], manifest: Manifest
-) -> EpochPlan | None:
+def _with_labels(one: Planned, checked: dict[LabelFiles, dict[str, Any]]) -> Planned:
+    facts = one.label_facts or checked.get(one.labels)
+    return replace(one, label_facts=facts, sizes=replace(one.sizes, samples=labelled_samples(facts)))
+
+
+def _begun_range(planned: Sequence[Planned], manifest: Manifest) -> EpochPlan | None:
     """Return the range of those that were begun: a sweep that has grown reads on what its first experiments read."""
     ranges = {
-        config.name: begun
-        for config, _, record in planned
-        if record is not None and (begun := EpochPlan.of_record(manifest.layout, record)) is not None
+        one.config.name: begun
+        for one in planned
+        if one.record is not None and (begun := EpochPlan.of_record(manifest.layout, one.record)) is not None
     }
     if not ranges:
         return None
@@ -226,10 +253,11 @@ def _begun_range(
     return found
 
 
-def _group_key(config: TrainConfig, sizes: Sizes, found: EpochPlan) -> object:
-    steps = found.steps(config.epochs, config.batch_size)
-    key = shape_key(sizes.build(config, total_steps=steps))
-    return None if key is None else (config.taps, config.batch_size, key)
+def _group_key(one: Planned, found: EpochPlan) -> object:
+    config = one.config
+    with _named(config):
+        key = shape_key(one.sizes.build(config, total_steps=one.sizes.steps(config, found)))
+    return None if key is None else (config.taps, config.batch_size, one.labels, key)
 
 
 @contextmanager

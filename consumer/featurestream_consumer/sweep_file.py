@@ -33,13 +33,13 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from featurestream.errors import DataError, UnknownNameError, UsageError
 from featurestream.names import check_stream_name
-from featurestream_consumer.config import TrainConfig
+from featurestream_consumer.config import FOUND, TrainConfig
 
 #: What all experiments of a sweep share, because they share one reading, and the folder that a command names.
 SHARED: Final = ("stream", "validate_stream", "start", "stop", "when_behind", "runs")
 #: Settings that are a name with arguments: ``head`` and ``head_args``.
 NAMED: Final = ("head", "loss", "optimizer", "scheduler", "augment")
-SETTINGS: Final = tuple(name for name in TrainConfig.model_fields if name not in SHARED)
+SETTINGS: Final = tuple(name for name in TrainConfig.model_fields if name not in (*SHARED, *FOUND))
 LONGEST_NAME: Final = 100
 
 
