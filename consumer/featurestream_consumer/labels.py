@@ -95,7 +95,7 @@ class Labels:
     def lacking(self, ids: Sequence[str], where: str) -> DataError:
         """Return the error that says which samples have no label."""
         return DataError(
-            f"{len(ids)} samples of {where} have no label in {self.path}: {_some(ids)}",
+            f"samples of {where} without a label in {self.path}: {len(ids)} ({_some(ids)})",
             hint="add them to the file, or leave their rows out with --unlabelled drop",
         )
 
@@ -337,10 +337,10 @@ def check_labels(
 ) -> dict[LabelFiles, dict[str, Any]]:
     """Return what a run's record says about its labels, for experiments with these files.
 
-    A pass of each stream that is relabelled is read, once for all. ``segment`` is what the first epoch reads: its pass is read from its beginning, if that is still there. ``say``
-    takes what is counted: samples whose rows are dropped, and samples of a file that no stream has. Raises DataError
-    for samples without a label, unless they are dropped, and where none has any; UsageError for classes that only the
-    validation stream has.
+    A pass of each stream that is relabelled is read, once for all of them. ``segment`` is what the first epoch reads:
+    its pass is read from its beginning, if that is still there. ``say`` takes what is counted: samples whose rows are
+    dropped, and samples of a file that no stream has. Raises DataError for samples without a label, unless they are
+    dropped, and where none has any; UsageError for classes that only the validation stream has.
     """
     asked = list(dict.fromkeys(files for files in experiments if files != LabelFiles()))
     waiting = Waiting(log, say)
@@ -357,7 +357,7 @@ def check_labels(
         used = np.logical_or.reduce([found[labels].used for found in (training, validated) if labels in found])
         if not used.all():
             strangers = [name for name, place in labels.places.items() if not used[place]]
-            say(f"{labels.path} names {len(strangers)} samples that are not there: {_some(strangers)}")
+            say(f"samples of {labels.path} that are not there: {len(strangers)} ({_some(strangers)})")
     facts: dict[LabelFiles, dict[str, Any]] = {}
     for files in asked:
         _check_classes(files, training, validated)
@@ -391,8 +391,8 @@ def _survey(stream: FeatureStream, files: Sequence[Labels], say: Callable[[str],
             )
         if one.unlabelled:
             say(
-                f"{len(one.unlabelled)} of {one.samples} samples of {where} have no label in {labels.path}: "
-                f"their rows are dropped ({_some(one.unlabelled)})"
+                f"samples of {where} without a label in {labels.path}, whose rows are dropped: "
+                f"{len(one.unlabelled)} of {one.samples} ({_some(one.unlabelled)})"
             )
     return found
 
