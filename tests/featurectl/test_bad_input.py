@@ -61,17 +61,29 @@ def loud() -> nn.Module:
         ((*TRAIN, "--tap", "layer3", "--from", "batch:6"), 2, "nothing to read: the range starts at batch 6"),
         ((*TRAIN, "--tap", "layer3", "--from", "soon"), 2, '"soon" is not a start point; expected earliest, latest,'),
         ((*TRAIN, "--tap", "layer3", "--validate", "toi"), 2, 'there is no stream "toi"; did you mean "toy"?'),
+        ((*TRAIN, "--tap", "layer3", "--from", "pass:1", "--until", "pass:1"), 2, "nothing to read: the range starts"),
+        ((*TRAIN, "--tap", "layer3", "--validate", "more"), 2, 'stream "more" has class numbers up to 4, but "toy"'),
+        ((*TRAIN, "--tap", "layer3", "--when-behind", "skip"), 2, "input should be 'wait' or 'reread', got 'skip'"),
+        ((*TRAIN, "--tap", "layer3", "--labels", "no.csv"), 2, "there is no label file no.csv; expected a CSV"),
+        ((*TRAIN, "--tap", "layer3", "--labels", "EMPTY"), 3, 'empty.csv" is empty; expected a header such as'),
+        ((*TRAIN, "--tap", "layer3", "--labels", "TABLE"), 2, "has the columns path, label; expected a header such as"),
+        ((*TRAIN, "--tap", "layer3", "--labels", "FEW"), 3, "few.csv: 8 (img/2.png, img/3.png, img/4.png, img/5.png,"),
+        ((*TRAIN, "--tap", "layer3", "--unlabelled", "drop"), 2, "no label file that could lack a sample"),
         (("streams", "tpy"), 2, 'there is no stream "tpy"; did you mean "toy"?'),
         (("peek", "toy", "--tap", "avgpol"), 2, 'did you mean "avgpool"?'),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_with_the_next_step(*, words, code, says, cli, log, images, tmp_path):
     publish(log, make_manifest())
+    publish(log, make_manifest("more", classes=5))
     (tmp_path / "empty.csv").touch()
+    (tmp_path / "few.csv").write_text("id,label\nimg/0.png,a\nimg/1.png,b\n")
     (tmp_path / "table.csv").write_text(
         "path,label\n" + "".join(f"{p.relative_to(images)},0\n" for p in images.rglob("*.png"))
     )
-    places = {"IMAGES": images, "EMPTY": tmp_path / "empty.csv", "TABLE": tmp_path / "table.csv", "RUNS": tmp_path}
+    places = {"IMAGES": images, "RUNS": tmp_path} | {
+        name: tmp_path / f"{name.lower()}.csv" for name in ("EMPTY", "TABLE", "FEW")
+    }
     outcome = cli(*(places.get(word, word) for word in words))
     errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
     assert outcome.code == code, outcome.err
@@ -107,6 +119,33 @@ def test_a_run_folder_of_another_configuration_is_refused_with_what_differs(cli,
     outcome = cli(*words, "--optimizer-arg", "lr=0.5")
     assert outcome.code == 2
     assert "optimizer_args.lr: None -> 0.5" in outcome.err
+
+
+def test_a_stream_made_anew_under_a_begun_run_is_refused_before_any_training(cli, log, tmp_path, monkeypatch):
+    publish(log, make_manifest())
+    words = (*TRAIN[:-1], tmp_path, "--tap", "layer3")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync_folder", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert cli(*words).code == 130, "stopped at the first thing that it wrote"
+    log.delete_topics(list(log.topics()))
+    publish(log, make_manifest(seed=5))
+    outcome = cli(*words, "--resume")
+    assert outcome.code == 4
+    assert "the run in" in outcome.err
+    assert "read a stream with fingerprint" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not (tmp_path / "E1" / "metrics.jsonl").exists()
+
+
+def test_a_run_counts_passes_and_rereads_for_people_and_for_programs(cli, log, tmp_path):
+    publish(log, make_manifest())
+    words = ("train", "toy", "--tap", "layer3", "--device", "cpu", "--runs", tmp_path, "--epochs", "5")
+    outcome = cli(*words, "--name", "E1")
+    assert "(2 passes, 3 re-reads); " in outcome.out
+    (row,) = cli(*words, "--name", "E2", "--when-behind", "reread", "--json").rows
+    assert (row["passes"], row["rereads"]) == (2, 3)
+    (row,) = cli(*words, "--name", "E1", "--json").rows
+    assert (row["passes"], row["rereads"], row["already_finished"]) == (2, 3, True)
 
 
 def test_a_full_disk_says_what_is_safe(cli, log, tmp_path, monkeypatch):

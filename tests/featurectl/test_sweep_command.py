@@ -75,10 +75,17 @@ def test_an_experiment_that_diverges_is_told_and_the_others_count(cli: Cli, file
     ("change", "code", "message"),
     [
         (("grid", "gird"), 2, 'unknown key in the sweep file "gird"; did you mean "grid"?'),
+        (("optimizer_args.lr", "optimiser_args.lr"), 2, 'setting in grid "optimiser_args.lr"; did you mean "optimizer'),
+        (("  optimizer_args.lr", "  sed: [1]\n  optimizer_args.lr"), 2, 'setting in grid "sed"; did you mean "seed"?'),
         (("layer3", "layer4"), 2, 'unknown tap of stream toy "layer4"'),
         (("name: plain", "name: abl-lr0.01"), 2, 'two experiments of the sweep are called "abl-lr0.01"'),
         (("[1e-2, 1e-3]", "[]"), 2, "optimizer_args.lr in grid has no values"),
         (("epochs: 2", "from: batch:16"), 2, "nothing to read"),
+        (("epochs: 2", "from: pass:1\nuntil: pass:1"), 2, "nothing to read: the range starts at batch 8 (pass:1)"),
+        (("epochs: 2", "when_behind: skip"), 2, "when_behind: input should be 'wait' or 'reread', got 'skip'"),
+        (("head: linear", "when_behind: reread"), 2, '"when_behind" in runs[0] cannot differ between the experiments'),
+        (("head: linear", "labels: nowhere.csv"), 2, 'experiment "plain": there is no label file nowhere.csv'),
+        (("head: linear", "labels_sha256: '0'"), 2, 'unknown setting in runs[0] "labels_sha256"; did you mean'),
         (("head: linear", "head: linaer"), 2, 'unknown head "linaer"; did you mean "linear"?'),
         (("stream: toy\n", "stream: [\n"), 3, "is not YAML"),
     ],
@@ -92,6 +99,41 @@ def test_a_bad_file_is_one_line_and_its_exit_code(
     assert (done.code, len(done.err.strip().splitlines())) == (code, 1), done.err
     assert message in done.err
     assert not Path("runs").exists()
+
+
+def test_a_label_file_that_lacks_samples_is_refused_with_them_and_nothing_is_written(cli: Cli, file: Path) -> None:
+    Path("few.csv").write_text("id,label\n" + "".join(f"img/{index}.png,{index % 2}\n" for index in range(28)))
+    file.write_text(SWEEP.replace("head: linear", "labels: few.csv"))
+    for words in (("--dry-run",), ()):
+        done = cli("sweep", file, *words)
+        assert done.code == 3
+        assert 'samples of stream "toy" without a label in few.csv: 2 (img/28.png, img/29.png)' in done.err
+        assert not Path("runs").exists()
+    file.write_text(SWEEP.replace("head: linear", "labels: few.csv, unlabelled: drop"))
+    done = cli("sweep", file, "--json")
+    assert [(row["name"], row["steps"]) for row in done.rows] == [("abl-lr0.01", 8), ("abl-lr0.001", 8), ("plain", 8)]
+    assert "whose rows are dropped: 2 of 30 (img/28.png, img/29.png)" in done.err
+
+
+def test_a_sweep_that_rereads_counts_passes_and_rereads(cli: Cli, file: Path) -> None:
+    file.write_text(SWEEP.replace("epochs: 2", "epochs: 3\nwhen_behind: reread"))
+    done = cli("sweep", file, "--json")
+    assert {(row["passes"], row["rereads"]) for row in done.rows} == {(2, 1)}
+
+
+def test_a_stream_made_anew_under_a_begun_sweep_is_refused_before_any_training(
+    cli: Cli, log: MemoryLog, file: Path
+) -> None:
+    assert cli("sweep", file).code == 0
+    before = {path: path.read_bytes() for path in Path("runs").glob("*/run.json")}
+    log.delete_topics(list(log.topics()))
+    publish(log, make_manifest("toy", samples=30, lanes=3, passes=2, seed=5))
+    publish(log, make_manifest("toy-validation", samples=12, passes=1, seed=9))
+    done = cli("sweep", file)
+    assert done.code == 4
+    assert "read a stream with fingerprint" in done.err
+    assert "train under another --name" in done.err
+    assert {path: path.read_bytes() for path in Path("runs").glob("*/run.json")} == before
 
 
 def test_classes_that_only_the_validation_stream_has_are_refused(cli: Cli, log: MemoryLog, file: Path) -> None:
