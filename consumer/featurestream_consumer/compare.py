@@ -107,10 +107,10 @@ def load_run(folder: Path) -> RunSummary:
 def compare_table(runs: Sequence[RunSummary], *, metric: str | None = None) -> pd.DataFrame:
     """Return a row a run, the best first, by ``metric`` (the first run's main metric where it is not given).
 
-    Columns: run, state, stream, tap, head, optimizer, epochs, steps, start, seed, validation (the stream), samples,
-    then every metric that any of the runs has. ``samples`` is a letter: runs with the same letter were validated on
-    the same samples in the same order; figures of different letters cannot be compared. Runs without the metric come
-    last. Raises UsageError for a metric that no run has.
+    Columns: run, state, stream, tap, head, optimizer, epochs, passes, rereads, steps, start, seed, validation (the
+    stream), samples, then every metric that any of the runs has. ``samples`` is a letter: runs with the same letter
+    were validated on the same samples in the same order; figures of different letters cannot be compared. Runs without
+    the metric come last. Raises UsageError for a metric that no run has.
     """
     import pandas as pd
 
@@ -140,6 +140,8 @@ def compare_table(runs: Sequence[RunSummary], *, metric: str | None = None) -> p
                 "head": run.head,
                 "optimizer": config.get("optimizer"),
                 "epochs": run.epoch,
+                "passes": run.record.get("passes"),
+                "rereads": run.record.get("rereads"),
                 "steps": run.step,
                 "start": _start(run.record),
                 "seed": config.get("seed"),
@@ -185,15 +187,24 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
 
 def sample_letters(runs: Sequence[RunSummary]) -> dict[Path, str]:
-    """Return a letter for each run folder: the same one where the validation stream's fingerprint is the same."""
-    letters: dict[str | None, str] = {}
+    """Return a letter for each run folder: the same one where the validation stream and its labels are the same."""
+    letters: dict[tuple[str, ...], str] = {}
     for run in runs:
-        fingerprint = run.record["validation_fingerprint"]
-        if fingerprint is not None and fingerprint not in letters:
+        samples = _samples(run)
+        if samples and samples not in letters:
             number = len(letters)
-            letters[fingerprint] = string.ascii_uppercase[number % 26] + (str(number // 26) if number >= 26 else "")
-    letters[None] = "-"
-    return {run.folder: letters[run.record["validation_fingerprint"]] for run in runs}
+            letters[samples] = string.ascii_uppercase[number % 26] + (str(number // 26) if number >= 26 else "")
+    letters[()] = "-"
+    return {run.folder: letters[_samples(run)] for run in runs}
+
+
+def _samples(run: RunSummary) -> tuple[str, ...]:
+    """Return what tells what a run was validated on from everything else; nothing where it was not."""
+    fingerprint, config = run.record["validation_fingerprint"], run.record["config"]
+    if fingerprint is None:
+        return ()
+    labels = config.get("validate_labels_sha256")
+    return (fingerprint,) if labels is None else (fingerprint, labels, config["unlabelled"])
 
 
 def _start(record: dict[str, Any]) -> str:

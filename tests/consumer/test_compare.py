@@ -36,7 +36,15 @@ def make_run(
         reporter.close()
         if finished:
             metrics = {} if top1 is None else {"top1": top1, "loss": 1.5 - top1}
-            run.finish(step=20, epoch=2, end=Position(8), metrics=metrics, main_metric="top1" if metrics else None)
+            run.finish(
+                step=20,
+                epoch=2,
+                end=Position(8),
+                metrics=metrics,
+                main_metric="top1" if metrics else None,
+                passes=2,
+                rereads=0,
+            )
         return run.folder
 
 
@@ -54,18 +62,29 @@ def test_runs_are_sorted_by_the_main_metric_and_those_without_it_come_last(runs:
     table = compare_table(load_runs([runs]))
     assert list(table["run"]) == ["best", "other", "half", "low", "blind"]
     assert list(table.columns) == [
-        "run", "state", "stream", "tap", "head", "optimizer", "epochs", "steps", "start", "seed", "validation",
-        "samples", "top1", "loss",
+        "run", "state", "stream", "tap", "head", "optimizer", "epochs", "passes", "rereads", "steps", "start", "seed",
+        "validation", "samples", "top1", "loss",
     ]  # fmt: skip
     best, _, half, low, blind = records(table)
     assert best == {
         "run": "best", "state": "finished", "stream": "digits-train", "tap": "layer2+layer3", "head": "linear",
-        "optimizer": "Adam", "epochs": 2, "steps": 20, "start": "batch 4", "seed": 0, "validation": "digits-val",
-        "samples": "A", "top1": 0.9, "loss": pytest.approx(0.6),
+        "optimizer": "Adam", "epochs": 2, "passes": 2, "rereads": 0, "steps": 20, "start": "batch 4", "seed": 0,
+        "validation": "digits-val", "samples": "A", "top1": 0.9, "loss": pytest.approx(0.6),
     }  # fmt: skip
     assert low["head"] == "mlp(hidden=[64, 32])"
     assert (half["state"], half["steps"], half["epochs"], half["top1"]) == ("stopped", 20, 2, 0.6)
     assert (blind["top1"], blind["samples"]) == (None, "-")
+
+
+def test_runs_that_were_validated_with_labels_of_their_own_carry_letters_of_their_own(tmp_path: Path) -> None:
+    for name, sha256, unlabelled in (
+        ("a", None, "error"),
+        ("b", "x", "error"),
+        ("c", "y", "error"),
+        ("d", "y", "drop"),
+    ):
+        make_run(tmp_path, name, 0.5, validate_labels_sha256=sha256, unlabelled=unlabelled)
+    assert list(compare_table(load_runs([tmp_path]))["samples"]) == ["A", "B", "C", "D"]
 
 
 def test_runs_that_were_validated_on_other_samples_carry_another_letter(runs: Path) -> None:

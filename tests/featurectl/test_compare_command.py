@@ -67,7 +67,8 @@ def test_another_metric_sorts_by_its_own_direction(cli, runs) -> None:
     assert [row["run"] for row in rows] == ["best", "good", "bad"]
     assert rows[0] | {} == {
         "run": "best", "state": "finished", "stream": "toy", "tap": "layer3", "head": "mlp(hidden=8)",
-        "optimizer": "Adam", "epochs": 2, "steps": 20, "start": "batch 0", "seed": 0, "validation": "toy-validation",
+        "optimizer": "Adam", "epochs": 2, "passes": None, "rereads": None, "steps": 20, "start": "batch 0", "seed": 0,
+            "validation": "toy-validation",
         "samples": "A", "loss": 0.125, "top1": 0.875,
     }  # fmt: skip
 
