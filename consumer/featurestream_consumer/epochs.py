@@ -137,7 +137,14 @@ class EpochPlan:
 
     # ---- how much that is -------------------------------------------------------------------------------------------
 
-    def rows(self, epochs: int, *, samples: int | None = None) -> list[int] | None:
+    def rows(self, epoch: int) -> int:
+        """Return the rows of epoch ``epoch`` (from 0), which must be known, where no sample is missing."""
+        segment = self.segment(epoch)
+        if self._is_whole(segment):
+            return self.layout.samples * self.layout.views
+        return sum(map(self.layout.rows_of, range(segment.start.batch, segment.stop))) - segment.start.row
+
+    def rows_of_first(self, epochs: int, *, samples: int | None = None) -> list[int] | None:
         """Return the rows of each of the first ``epochs`` epochs, where no sample is missing.
 
         ``samples`` is how many samples of a pass count, where not all of them do. None where nobody knows: which
@@ -145,21 +152,16 @@ class EpochPlan:
         """
         if self.chosen is not None and not self._all_whole:
             return None
-        found: list[int] = []
-        for epoch in range(epochs):
-            segment = self._segment_of(self.first_pass) if self.chosen is not None else self.segment(epoch)
-            if self._is_whole(segment):
-                found.append((self.layout.samples if samples is None else samples) * self.layout.views)
-            elif samples is not None:
-                return None
-            else:
-                batches = range(segment.start.batch, segment.stop)
-                found.append(sum(map(self.layout.rows_of, batches)) - segment.start.row)
-        return found
+        known = [epoch if self.chosen is None else 0 for epoch in range(epochs)]  # chosen ones are all alike here
+        if samples is None:
+            return [self.rows(epoch) for epoch in known]
+        if all(self._is_whole(self.segment(epoch)) for epoch in known):
+            return [samples * self.layout.views] * epochs
+        return None
 
     def steps(self, epochs: int, batch_size: int, *, samples: int | None = None) -> int | None:
-        """Return the optimiser steps of ``epochs`` epochs; see :meth:`rows`."""
-        rows = self.rows(epochs, samples=samples)
+        """Return the optimiser steps of ``epochs`` epochs; see :meth:`rows_of_first`."""
+        rows = self.rows_of_first(epochs, samples=samples)
         return None if rows is None else sum(-(-count // batch_size) for count in rows)
 
     @property

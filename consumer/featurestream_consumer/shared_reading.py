@@ -493,7 +493,7 @@ class SharedReading:
 
     def _open_bar(self, title: str) -> Progress:
         reading = [experiment for experiment in self.experiments if experiment.epochs_left]
-        rows = self._plan.rows(self._most_epochs)
+        rows = self._plan.rows_of_first(self._most_epochs)
         total = None if rows is None else sum(rows)
         bar = Progress(title, total, "rows")
         bar.done = min((experiment.trainer.rows_seen for experiment in reading), default=total or 0)

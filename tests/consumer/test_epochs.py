@@ -30,7 +30,7 @@ def test_a_start_inside_a_pass_makes_the_first_epoch_shorter_each_time_it_is_rea
         Segment(1, Position(3), 5),
         Segment(0, Position(1, 2), 3),
     ]
-    assert plan.rows(3) == [4, 8, 4], "batches of 4, 4 and 2 rows"
+    assert plan.rows_of_first(3) == [4, 8, 4], "batches of 4, 4 and 2 rows"
     assert plan.steps(3, 3) == 2 + 3 + 2
 
 
@@ -40,7 +40,7 @@ def test_an_endless_stream_always_has_a_next_pass():
     assert plan.segment(0) == Segment(1, Position(4), 6)
     assert plan.segment(7) == Segment(8, Position(24), 27)
     assert plan.counts(8) == (8, 0)
-    assert plan.rows(3) == [6, 10, 10], "so a schedule's length is known although nobody knows the stream's"
+    assert plan.rows_of_first(3) == [6, 10, 10], "so a schedule's length is known although nobody knows the stream's"
 
 
 def choices(plan: EpochPlan, *moments: tuple[int, int]) -> tuple[int, ...]:
@@ -88,13 +88,13 @@ def test_passes_and_rereads_are_counted_apart():
     ("start", "stop", "rows"), [(0, None, [10] * 3), (3, 9, [10] * 3), (1, None, None), (0, 7, None)]
 )
 def test_the_rows_of_epochs_are_known_unless_they_depend_on_which_pass_is_read_again(start, stop, rows):
-    assert EpochPlan(LAYOUT, Position(start), stop).never_waiting().rows(3) == rows
+    assert EpochPlan(LAYOUT, Position(start), stop).never_waiting().rows_of_first(3) == rows
 
 
 def test_rows_of_a_part_of_the_samples_are_known_of_whole_passes_alone():
-    assert EpochPlan(LAYOUT, Position(0), None).rows(2, samples=7) == [7, 7]
+    assert EpochPlan(LAYOUT, Position(0), None).rows_of_first(2, samples=7) == [7, 7]
     assert EpochPlan(LAYOUT, Position(0), None).steps(2, 4, samples=7) == 4
-    assert EpochPlan(LAYOUT, Position(1), None).rows(2, samples=7) is None
+    assert EpochPlan(LAYOUT, Position(1), None).rows_of_first(2, samples=7) is None
 
 
 @pytest.mark.parametrize("plan", [EpochPlan(LAYOUT, Position(4), None), EpochPlan(LAYOUT, Position(0), 6, (0, 0))])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ def until(happened: Callable[[], Any], process: subprocess.Popen[str]) -> None:
     """Return when something has happened; fail where the process ends before, or after a minute."""
     deadline = time.monotonic() + 60
     while not happened():
-        assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)
+            assert happened(), process.communicate()[1]
 
 
 def ended(process: subprocess.Popen[str]) -> None:
