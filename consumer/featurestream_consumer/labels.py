@@ -130,11 +130,8 @@ class LabelFiles:
         return config.model_copy(update=found)
 
     def facts(self) -> dict[str, Any]:
-        """Return what decides the meaning of an output: the classes by name, and how many there are."""
-        if self.training is None:
-            return {}
-        facts = label_facts(self.training.labels, self.training.classes)
-        return {"class_count": facts["class_count"], "classes": facts["classes"]}
+        """Return what a manifest would say of the labels; nothing where they are the stream's own."""
+        return {} if self.training is None else label_facts(self.training.labels, self.training.classes)
 
     def relabelled(self, manifest: Manifest, validation: Manifest | None) -> tuple[Manifest, Manifest | None]:
         """Return both manifests as if their streams had been made with these labels."""

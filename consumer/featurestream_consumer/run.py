@@ -106,7 +106,7 @@ def check_length(config: TrainConfig, steps: int | None) -> None:
 
 def settle(run: Run, plan: EpochPlan, labels: dict[str, Any] | None) -> None:
     """Put into the record what was found: which batches each epoch reads, and what is known of a label file."""
-    if EpochPlan.of_record(plan.layout, run.record) != plan:
+    if EpochPlan.of_record(plan.layout, run.record) != plan or run.record.get("labels") != labels:
         # The last bits of a sum depend on the number of threads: who repeats the run needs it.
         facts = {} if labels is None else {"labels": labels}
         run.update(**{"threads": torch.get_num_threads()} | run.record | plan.facts() | facts)

@@ -183,7 +183,7 @@ def test_other_labels_make_another_task_of_the_same_features(log, tmp_path):
     assert scores["label"].tolist() == [index % 2 for index in range(12)]
     record = record_of(result.folder)
     assert record["labels"] == {
-        "class_count": 2, "classes": names,
+        "label_kind": "class", "label_values": 1, "class_count": 2, "classes": names,
         "training": {"samples": 30, "unlabelled": 0}, "validation": {"samples": 12, "unlabelled": 0},
     }  # fmt: skip
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
