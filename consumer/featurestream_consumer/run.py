@@ -15,7 +15,8 @@ from featurestream_consumer.build import check_config
 from featurestream_consumer.config import TrainConfig
 from featurestream_consumer.epochs import EpochPlan
 from featurestream_consumer.experiment import Experiment, Result, Sizes
-from featurestream_consumer.labels import check_labels, labelled_samples, open_labels, recorded_facts
+from featurestream_consumer.label_check import check_labels, labelled_samples, recorded_facts
+from featurestream_consumer.labels import open_labels
 from featurestream_consumer.normalization import build_normalization
 from featurestream_consumer.optimizers import check_scheduler
 from featurestream_consumer.runs import RECORD_NAME, Run, check_run, open_run, read_record

@@ -175,6 +175,10 @@ class SharedReading:
         """Show a line to the user, above the bar where there is one."""
         (self._say if self._bar is None else self._bar.say)(line)
 
+    def _on_wait(self, stream: str) -> Callable[[float], None]:
+        """Return what a reader of ``stream`` calls with the seconds that it has waited."""
+        return self._waiting.on(stream)
+
     def _note(self, text: str) -> None:
         if self._bar is not None:
             self._bar.note(text)
@@ -184,7 +188,7 @@ class SharedReading:
     def _open(self, taps: Sequence[str], start: Position, stop: int) -> FeatureStream:
         stream = FeatureStream(
             self._stream, taps, start=start, stop=Position(stop), log=self._log,
-            on_wait=self._waiting.on(self._stream),
+            on_wait=self._on_wait(self._stream),
         )  # fmt: skip
         if stream.manifest.fingerprint != self._manifest.fingerprint:
             raise FingerprintError(
@@ -399,7 +403,7 @@ class SharedReading:
             _taps_of(experiments),
             stop="pass:1",
             log=self._log,
-            on_wait=self._waiting.on(self._validation),
+            on_wait=self._on_wait(self._validation),
         ) as stream:
             keys = dict.fromkeys((experiment.config.batch_size, experiment.labels) for experiment in experiments)
             shares = [

@@ -17,14 +17,8 @@ from featurestream_consumer.config import TrainConfig
 from featurestream_consumer.epochs import EpochPlan
 from featurestream_consumer.experiment import Experiment, Result, Sizes
 from featurestream_consumer.group import shape_key
-from featurestream_consumer.labels import (
-    Cache,
-    LabelFiles,
-    check_labels,
-    labelled_samples,
-    open_labels,
-    recorded_facts,
-)
+from featurestream_consumer.label_check import check_labels, labelled_samples, recorded_facts
+from featurestream_consumer.labels import Cache, LabelFiles, open_labels
 from featurestream_consumer.normalization import Normalization, build_normalization
 from featurestream_consumer.reporters import default_reporters
 from featurestream_consumer.run import find_range, settle

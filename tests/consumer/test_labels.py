@@ -222,7 +222,7 @@ def test_samples_without_a_label_are_an_error_before_anything_is_trained(log, tm
 
 def test_rows_of_samples_without_a_label_can_be_dropped_and_are_counted(log, tmp_path):
     """24 of 30 samples in batches of 7 are 4 steps, and a schedule of the whole run is as long as the run."""
-    file = write(tmp_path / "few.csv", [(index, index % 3) for index in [*range(SAMPLES), 77, 78] if index % 5])
+    file = write(tmp_path / "few.csv", [(index, index % 3) for index in [*range(SAMPLES), 77, 78, 3] if index % 5])
     said: list[str] = []
     wanted = config(
         tmp_path / "runs", labels=file, unlabelled="drop", scheduler="OneCycleLR", scheduler_args={"max_lr": 0.1}
@@ -233,7 +233,7 @@ def test_rows_of_samples_without_a_label_can_be_dropped_and_are_counted(log, tmp
     assert record_of(result.folder)["labels"]["training"] == {"samples": 30, "unlabelled": 6}
     assert record_of(result.folder)["labels"]["validation"] == {"samples": 12, "unlabelled": 3}
     assert any("whose rows are dropped: 6 of 30 (img/0.png" in line for line in said), said
-    assert f"samples of {file} that are not there: 2 (img/77.png, img/78.png)" in said
+    assert f"samples of {file} that no stream has: 2 (img/77.png, img/78.png)" in said
 
 
 @pytest.mark.parametrize("dies_after", range(1, 12, 2))
