@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from featurestream.errors import DivergedError, RunMismatchError, UsageError
@@ -173,20 +174,12 @@ def run_sweep(
                 continue
             settle(run, plan.range, planned.label_facts)
             shared = normalizations.setdefault((config.taps, config.normalize), build_normalization(config.normalize))
-            reporters = config.reporters or quiet
             opened.append(
                 Experiment.open(
-                    config,
-                    run,
-                    plan.range,
-                    planned.sizes,
-                    shared,
-                    labels=planned.labels,
-                    reporters=reporters,
-                    say=lines,
-                    note=say,
+                    config, run, plan.range, planned.sizes, shared, labels=planned.labels,
+                    reporters=config.reporters or quiet, say=lines, note=partial(_say_of, config.name, say),
                 )
-            )
+            )  # fmt: skip
         _say_where(opened, done, say)
         if opened:
             reading = SharedReading(opened, log, plan.manifest, say=say, progress=progress)
@@ -201,6 +194,10 @@ def run_sweep(
             f"all {len(outcomes)} experiments have diverged, the first one because {outcomes[0].reason}", step=None
         )
     return outcomes
+
+
+def _say_of(name: str, say: Callable[[str], None], sentence: str) -> None:
+    say(f"{name}: {sentence}")
 
 
 def _say_where(opened: Sequence[Experiment], done: dict[str, Outcome], say: Callable[[str], None]) -> None:
