@@ -24,7 +24,6 @@ from typing import Any, Final, Literal, Self
 import torch
 
 from featurestream.errors import DataError, FingerprintError, RunMismatchError, UnknownNameError, UsageError
-from featurestream.manifest import Manifest
 from featurestream.manifest_topic import require_manifest
 from featurestream.ports import Log
 from featurestream.position import Position
