@@ -84,5 +84,6 @@ def _branches(children: Mapping[str, Sequence[tuple[str, Lineage]]], parent: str
     forks = children.get(parent, ())
     for number, (name, lineage) in enumerate(forks, start=1):
         last = number == len(forks)
-        yield f"{indent}{'└── ' if last else '├── '}{name}  forked at {lineage.place}: {lineage.changed}"
+        corner = "└── " if last else "├── "
+        yield f"{indent}{corner}{name}  forked at {lineage.place} (step {lineage.step}): {lineage.changed}"
         yield from _branches(children, name, indent + ("    " if last else "│   "))

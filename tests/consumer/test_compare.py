@@ -282,7 +282,7 @@ def test_markdown_holds_the_words_the_table_and_the_tree(judged: Path) -> None:
     assert lines[0].startswith("The same in all: state finished")
     assert lines[2].startswith("| run  | tap    |")
     assert lines[-4:] == [
-        "```text", "A", "└── fork  forked at batch 120: optimizer_args.lr 0.1 -> 0.01", "```",
+        "```text", "A", "└── fork  forked at batch 120 (step 120): optimizer_args.lr 0.1 -> 0.01", "```",
     ]  # fmt: skip
 
 

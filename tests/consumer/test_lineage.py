@@ -46,15 +46,15 @@ def test_a_family_is_drawn_with_forks_of_forks_under_their_parents() -> None:
     }
     assert family_tree({name: Lineage.of({"name": name, "lineage": one}) for name, one in told.items()}) == [
         "E1",
-        "├── E2  forked at batch 60: optimizer_args.lr 0.1 -> 0.01",
-        "│   └── E4  forked at batch 200: scheduler None -> StepLR",
-        "└── E3  forked at batch 120: seed 0 -> 1",
+        "├── E2  forked at batch 60 (step 60): optimizer_args.lr 0.1 -> 0.01",
+        "│   └── E4  forked at batch 200 (step 200): scheduler None -> StepLR",
+        "└── E3  forked at batch 120 (step 120): seed 0 -> 1",
     ]
 
 
 def test_a_parent_that_is_not_there_is_said_to_be_not_shown() -> None:
     fork = Lineage.of({"name": "E2", "lineage": lineage("E1", 60)})
-    assert family_tree({"E2": fork}) == ["E1 (not shown)", "└── E2  forked at batch 60: nothing changed"]
+    assert family_tree({"E2": fork}) == ["E1 (not shown)", "└── E2  forked at batch 60 (step 60): nothing changed"]
     assert family_tree({"E1": None}) == []
 
 

@@ -149,7 +149,7 @@ def test_runs_that_cannot_be_compared_are_named_with_the_reason(cli, runs) -> No
 def test_forks_are_drawn_under_their_parents(cli, runs) -> None:
     write_run(runs, "fork", [1] * 8, lineage=lineage("good", 120, optimizer_args__lr=(0.1, 0.01)))
     assert cli("compare", runs).out.splitlines()[-2:] == [
-        "good", "└── fork  forked at batch 120: optimizer_args.lr 0.1 -> 0.01",
+        "good", "└── fork  forked at batch 120 (step 120): optimizer_args.lr 0.1 -> 0.01",
     ]  # fmt: skip
     rows = cli("compare", runs, "--json").rows
     assert rows[0]["forked_from"] == "good at batch 120: optimizer_args.lr 0.1 -> 0.01"
