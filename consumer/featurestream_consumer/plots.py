@@ -34,6 +34,8 @@ MANY_ROWS: Final = 30
 #: Rows of the first part of training, which would press all others together, do not decide the axis.
 EARLY: Final = 0.25
 SIGNIFICANT: Final = 0.05
+#: Characters of a name that leaves no room for another one beside it.
+LONG_NAME: Final = 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,10 @@ def draw_comparison(runs: Sequence[RunSummary], *, metric: str | None = None) ->
     training.tick_params(labelbottom=False)
     validation.set_xlabel("optimiser step")
     if look.alone:
-        validation.legend(fontsize=8, loc="best", framealpha=0.9)
+        columns = 1 if max(len(run.name) for run in shown) > LONG_NAME else 3
+        training.legend(
+            fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, ncols=columns, borderaxespad=0.2
+        )  # fmt: skip
     _draw_ends(figure.add_subplot(grid[:, 1]), shown, metric, look)
     return figure
 
