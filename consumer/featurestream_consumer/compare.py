@@ -138,7 +138,7 @@ def compare_table(runs: Sequence[RunSummary], *, metric: str | None = None) -> p
     letters = sample_letters(runs)
     ordered = best_first(runs, metric)
     judged = _judged(ordered, metric)
-    differences = _differences(compare_pairs(judged), judged)
+    differences = _differences(compare_pairs(judged, every_interval=False), judged)
     rows = []
     for run, difference in zip(ordered, differences, strict=True):
         config = run.record["config"]

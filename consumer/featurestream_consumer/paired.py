@@ -367,8 +367,12 @@ def compare_pairs(
     resamples: int = RESAMPLES,
     seed: int = 0,
     confidence: float = 0.95,
+    every_interval: bool = True,
 ) -> list[Pair]:
     """Return every pair of ``runs``, in the order given, with Holm's correction over all pairs that have figures.
+
+    With ``every_interval`` False only the first pair in which a run is the second one has an interval: that of each run
+    with the first one that it can be compared with. Intervals are what takes time where runs are many.
 
     Rows are brought together by sample index, views of a sample by their order. Runs that were validated on other
     streams, on other samples or with other labels are never cut to what they share: their pair has a ``reason`` and no
@@ -386,13 +390,15 @@ def compare_pairs(
         place[number] = (group, len(group.members))
         group.members.append(one)
     pairs = []
+    second: set[int] = set()
     for number, other in combinations(range(len(judged)), 2):
-        a, b = judged[number], judged[other]
-        reason = _why_not(a, b)
-        if reason is None:
-            pairs.append(place[number][0].pair(place[number][1], place[other][1]))
+        if number in place and other in place and place[number][0] is place[other][0]:
+            interval = every_interval or other not in second
+            pairs.append(place[number][0].pair(place[number][1], place[other][1], interval=interval))
+            second.add(other)
         else:
-            pairs.append(Pair(_name(a), _name(b), reason))
+            a, b = judged[number], judged[other]
+            pairs.append(Pair(_name(a), _name(b), _why_not(a, b)))
     adjusted = iter(holm([pair.p_value for pair in pairs if pair.p_value is not None]))
     return [pair if pair.p_value is None else replace(pair, p_holm=float(next(adjusted))) for pair in pairs]
 
@@ -428,16 +434,17 @@ class _Group:
     confidence: float
     members: list[_Sorted] = field(default_factory=list)
 
-    def pair(self, first: int, second: int) -> Pair:
+    def pair(self, first: int, second: int, *, interval: bool) -> Pair:
         """Return two members compared."""
         a, b = self.members[first], self.members[second]
-        values_a, values_b = self._values[:, first], self._values[:, second]
-        found = _difference(
-            values_a - values_b, lambda: self._means[:, first] - self._means[:, second],
-            resamples=self.resamples, seed=self.seed, confidence=self.confidence,
-        )  # fmt: skip
-        right_or_wrong = a.values.dtype == bool
-        test = mcnemar_exact(a.values, b.values) if right_or_wrong else None
+        values_a, values_b = self._values[first], self._values[second]
+        found = None
+        if interval:
+            found = _difference(
+                values_a - values_b, lambda: self._means[:, first] - self._means[:, second],
+                resamples=self.resamples, seed=self.seed, confidence=self.confidence,
+            )  # fmt: skip
+        test = mcnemar_exact(a.values, b.values) if a.values.dtype == bool else None
         p_value = (
             _sign_flip(values_a, values_b, lambda: self._sums[:, first] - self._sums[:, second], self.resamples)
             if test is None
@@ -450,9 +457,9 @@ class _Group:
             samples=len(a.values),
             value_a=float(values_a.mean()),
             value_b=float(values_b.mean()),
-            difference=found.difference,
-            low=found.low,
-            high=found.high,
+            difference=float((values_a - values_b).mean()),
+            low=None if found is None else found.low,
+            high=None if found is None else found.high,
             only_a=None if test is None else test.only_a,
             only_b=None if test is None else test.only_b,
             test=SIGN_FLIP if test is None else MCNEMAR,
@@ -461,18 +468,18 @@ class _Group:
 
     @cached_property
     def _values(self) -> NDArray[np.float64]:
-        """(samples, members)."""
-        return np.stack([member.values.astype(np.float64) for member in self.members], axis=1)
+        """(members, samples)."""
+        return np.stack([member.values.astype(np.float64) for member in self.members])
 
     @cached_property
     def _means(self) -> NDArray[np.float64]:
         """(resamples, members): a resample's mean difference of two members is the difference of their means."""
-        return _resampled_means(self._values, self.resamples, self.seed)
+        return _resampled_means(self._values.T, self.resamples, self.seed)
 
     @cached_property
     def _sums(self) -> NDArray[np.float64]:
         """(resamples, members), likewise."""
-        return _flipped_sums(self._values, self.resamples, self.seed)
+        return _flipped_sums(self._values.T, self.resamples, self.seed)
 
 
 def _name(run: _Sorted | Unpaired) -> str:

@@ -7,7 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from featurestream.errors import DataError, UsageError
 from featurestream.position import Position
@@ -193,6 +197,32 @@ def test_all_pairs_are_those_of_the_paired_statistics_the_better_run_first(judge
     assert [(pair.a, pair.b, pair.p_holm) for pair in compare_runs(runs)] == [
         ("C", "B", pytest.approx(1 / 4)), ("C", "A", pytest.approx(3 / 128)), ("B", "A", pytest.approx(1 / 4)),
     ]  # fmt: skip
+
+
+def test_the_figures_of_many_runs_are_those_of_scipy_and_statsmodels(tmp_path: Path) -> None:
+    """Seven runs that are right on 60 to 90 % of 150 samples: 21 pairs, six of them in the table."""
+    random = np.random.default_rng(5)
+    answers = {f"r{number}": random.random(150) < 0.6 + 0.05 * number for number in range(7)}
+    for name, right in answers.items():
+        write_run(tmp_path, name, [int(one) for one in right])
+    rows = records(pairs_table(load_runs([tmp_path])))
+    tables = [
+        [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
+        for a, b in ((answers[row["a"]], answers[row["b"]]) for row in rows)
+    ]
+    p = [mcnemar(table, exact=True).pvalue for table in tables]
+    assert [row["p"] for row in rows] == pytest.approx(p, rel=1e-9)
+    assert [row["p_holm"] for row in rows] == pytest.approx(multipletests(p, method="holm")[1], rel=1e-9)
+    assert len(rows) == 21
+    shown = [row for row in records(compare_table(load_runs([tmp_path]))) if row["against"]]
+    for row in shown:
+        differences = answers[row["run"]].astype(float) - answers[row["against"]]
+        theirs = stats.bootstrap((differences,), np.mean, n_resamples=10_000, rng=1).confidence_interval
+        # Means are steps of 1 / 150: an end may fall on the next one.
+        assert (row["low"], row["high"]) == pytest.approx(
+            tuple(theirs), abs=0.06 * (theirs.high - theirs.low) + 1 / 150
+        )
+    assert len(shown) == 6
 
 
 def test_a_p_value_is_the_same_in_both_tables(judged: Path) -> None:

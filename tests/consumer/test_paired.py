@@ -349,6 +349,15 @@ def test_what_is_drawn_once_for_all_pairs_is_what_a_pair_alone_gets() -> None:
     assert [pair.p_holm for pair in pairs] == pytest.approx(holm([pair.p_value for pair in pairs]).tolist())
 
 
+def test_intervals_may_be_had_of_each_run_with_the_first_that_fits_it_alone() -> None:
+    runs = [run("a", [0] * 9 + [1]), run("other", [0], fingerprint="e" * 32), run("b", [0, 1] * 5), run("c", [1] * 10)]
+    every, few = compare_pairs(runs), compare_pairs(runs, every_interval=False)
+    assert [(pair.a, pair.b) for pair in few if pair.low is not None] == [("a", "b"), ("a", "c")]
+    for one, other in zip(every, few, strict=True):
+        assert (one.p_holm, one.difference, one.reason) == (other.p_holm, other.difference, other.reason)
+        assert other.low in (None, one.low)
+
+
 def test_a_run_without_scores_is_named_in_the_reason_of_its_pairs() -> None:
     good, bad = run("good", [0] * 6), run("bad", [1] * 6)
     pairs = compare_pairs([good, Unpaired("half", "it has not finished"), bad])

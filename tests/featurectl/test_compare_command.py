@@ -130,6 +130,13 @@ def test_a_damaged_record_is_not_the_callers_mistake(cli, runs) -> None:
     assert "run.json cannot be read" in outcome.err
 
 
+def test_damaged_scores_are_not_the_callers_mistake(cli, runs) -> None:
+    (runs / "bad" / "validation.npz").write_bytes(b"PK")
+    outcome = cli("compare", runs)
+    assert outcome.code == 3
+    assert "validation.npz cannot be read" in outcome.err
+
+
 def test_all_pairs_have_a_row_each(cli, runs) -> None:
     rows = cli("compare", runs, "--pairs", "--json").rows
     assert [(row["a"], row["b"]) for row in rows] == [("best", "good"), ("best", "bad"), ("good", "bad")]

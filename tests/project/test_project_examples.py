@@ -19,6 +19,7 @@ import pytest
 from featurectl.app import main
 from featurestream.cluster import Cluster
 from featurestream.kafka import KafkaLog
+from featurestream_consumer import compare_runs
 from tests.project.documents import FENCED, ROOT, fenced
 from tests.support import make_manifest, publish
 
@@ -113,6 +114,11 @@ def test_the_python_of_the_page_runs_block_after_block(streams: str, here: Path)
     assert printed.getvalue().splitlines()[0].startswith("batch 3 (60, 3)")
     assert shown[-1].split() == ["run", "top1", "difference", "low", "high", "p_holm"]
     assert shown[-1].split() in [line.split() for line in printed.getvalue().splitlines()]
+    runs = names["runs"]
+    for metric in ("top1", "loss"):  # what is compared is what the runs were validated by
+        recorded = {run.name: run.metrics[metric] for run in runs}
+        for pair in compare_runs(runs, metric=metric):
+            assert (pair.value_a, pair.value_b) == pytest.approx((recorded[pair.a], recorded[pair.b]), rel=1e-6)
     assert (here / "comparison.png").exists()
     assert (here / "grid.png").exists()
 
