@@ -26,7 +26,7 @@ def compare(
     *,
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders that hold them.")],
     metric: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What to compare by. [default: the first run's main metric]")
+        str | None, typer.Option(metavar="NAME", help="What to compare by; without it the first run's main metric.")
     ] = None,
     pairs: Annotated[
         bool, typer.Option("--pairs", help="A row a pair of runs, all of them, instead of a row a run.")
