@@ -161,6 +161,11 @@ def _draw_ends(axes: Axes, runs: Sequence[RunSummary], metric: str, look: _Look)
         if run.name in best:
             best[run.name] = value
             axes.axvline(value, color=GREY, linewidth=1, linestyle="--", zorder=1)
+            if several:
+                axes.annotate(
+                    letters[run.folder], (value, 0.0), xycoords=("data", "axes fraction"), xytext=(3, 4),
+                    textcoords="offset points", fontsize=8, color=GREY,
+                )  # fmt: skip
         sure = row["p_holm"] is not None and row["p_holm"] < SIGNIFICANT
         if row["difference"] is not None:
             around = [best[row["against"]] + scale * row[end] for end in ("low", "high")]
