@@ -28,7 +28,8 @@ def write_run(
     """Write the folder of a run that had the rows of ``right`` that are 1 right, of two classes, all of class 0.
 
     ``history`` are steps and top1: validation rows, and of training with 0.1 more. A run that has not finished has no
-    scores, and the last of them as its result. ``settings`` are more of its configuration.
+    scores, and the last of them as its result; the metrics of one without validation are of training. ``settings`` are
+    more of its configuration.
     """
     folder = runs / name
     folder.mkdir(parents=True)
@@ -49,8 +50,8 @@ def write_run(
         "start": {"batch": 0, "row": 0},
     }  # fmt: skip
     if finished:
-        metrics = {} if fingerprint is None else {"top1": top1, "loss": 1 - top1}
-        record |= {"step": 20, "epoch": 2, "metrics": metrics, "main_metric": "top1" if metrics else None}
+        main = None if fingerprint is None else "top1"
+        record |= {"step": 20, "epoch": 2, "metrics": {"top1": top1, "loss": 1 - top1}, "main_metric": main}
     if lineage is not None:
         record["lineage"] = lineage
     (folder / "run.json").write_text(json.dumps(record))

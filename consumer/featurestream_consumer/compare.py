@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -33,8 +33,8 @@ class RunSummary:
     Attributes:
         folder: the run folder.
         record: what run.json holds.
-        metrics: the validation metrics at the end; of the newest validation where the run has not finished; empty
-            where there was none.
+        metrics: the validation metrics at the end; of the newest validation where the run has not finished. Of a run
+            without a validation stream those of its last training rows.
         main_metric: the metric to compare by; None where nothing was validated.
         history: the rows of validation metrics, in the order of their steps.
         training: the rows of training metrics, likewise: means over the steps since the row before.
@@ -53,6 +53,11 @@ class RunSummary:
     def name(self) -> str:
         """The experiment's name."""
         return str(self.record["name"])
+
+    @property
+    def validated(self) -> bool:
+        """Whether it has a validation stream: else its metrics are of rows that it was trained on."""
+        return self.record["validation_fingerprint"] is not None
 
     @property
     def step(self) -> int | None:
@@ -119,7 +124,7 @@ def compare_table(runs: Sequence[RunSummary], *, metric: str | None = None) -> p
     Columns: run, state, stream, tap, head, optimizer, epochs, steps, start, seed, validation (the stream), samples,
     then every metric that any of the runs has. ``samples`` is a letter: runs with the same letter were validated on
     the same samples in the same order; figures of different letters cannot be compared. Runs without the metric come
-    last.
+    last. Where any run was validated, those that were not have no metrics: theirs are of training.
 
     Then what can be said of the run's difference to the best run that it can be compared with, all of it None for that
     one: against (its name), measure (the metric), paired_samples, difference (the run's value less the other's), low
@@ -133,6 +138,7 @@ def compare_table(runs: Sequence[RunSummary], *, metric: str | None = None) -> p
     """
     import pandas as pd
 
+    runs = without_training_metrics(runs)
     metric = find_metric(runs, metric)
     names = list(dict.fromkeys(name for run in runs for name in run.metrics))
     letters = sample_letters(runs)
@@ -172,7 +178,12 @@ def pairs_table(runs: Sequence[RunSummary], *, metric: str | None = None) -> pd.
     """
     import pandas as pd
 
+    runs = without_training_metrics(runs)
     metric = find_metric(runs, metric)
+    columns = (
+        "a", "b", "measure", "samples", "value_a", "value_b", "difference", "low", "high", "only_a", "only_b", "test",
+        "p", "p_holm", "not_compared",
+    )  # fmt: skip
     rows = [
         {
             "a": pair.a,
@@ -193,7 +204,7 @@ def pairs_table(runs: Sequence[RunSummary], *, metric: str | None = None) -> pd.
         }
         for pair in compare_runs(best_first(runs, metric), metric=metric)
     ]
-    return pd.DataFrame(rows, dtype=object)
+    return pd.DataFrame(rows, columns=columns, dtype=object)
 
 
 def compare_runs(runs: Sequence[RunSummary], *, metric: str | None = None) -> list[Pair]:
@@ -202,8 +213,15 @@ def compare_runs(runs: Sequence[RunSummary], *, metric: str | None = None) -> li
     Runs that have not finished, were not validated or lack the metric have pairs with a reason and no figures.
     Raises UsageError for a metric that no run has, DataError for scores that are damaged.
     """
-    metric = find_metric(runs, metric)
+    metric = find_metric(without_training_metrics(runs), metric)
     return compare_pairs(_judged(runs, metric))
+
+
+def without_training_metrics(runs: Sequence[RunSummary]) -> list[RunSummary]:
+    """Return the runs, where any was validated without the metrics of those that were not."""
+    if not any(run.validated for run in runs):
+        return list(runs)
+    return [run if run.validated else replace(run, metrics={}, main_metric=None) for run in runs]
 
 
 def find_metric(runs: Sequence[RunSummary], metric: str | None) -> str | None:
@@ -238,7 +256,7 @@ def _judged(runs: Sequence[RunSummary], metric: str | None) -> list[RunScores | 
 
 def _scores(run: RunSummary, metric: str | None) -> RunScores | Unpaired:
     """Return what a run said of every validation row, or why there is nothing that could be compared."""
-    if run.record["validation_fingerprint"] is None:
+    if not run.validated:
         return Unpaired(run.name, "it was not validated")
     if not (run.folder / SCORES_NAME).is_file():
         finished = run.record["state"] == "finished"

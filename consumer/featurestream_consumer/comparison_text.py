@@ -84,6 +84,8 @@ def describe_pairs(rows: Sequence[Mapping[str, Any]]) -> ComparisonText:
     for row in rows:
         if row["not_compared"] is not None:
             missing.setdefault(row["not_compared"], []).append(f"{row['a']} and {row['b']}")
+    if not rows:
+        notes.append("one run alone makes no pair")
     for reason, names in missing.items():
         notes.append(f"not compared: {names[0] if len(names) == 1 else f'{len(names)} pairs'} ({reason})")
     return _text(compared, {"measure", "samples", "low", "high", "test", "not_compared"}, notes, [])

@@ -80,6 +80,7 @@ def draw_grid(runs: Sequence[RunSummary], *, metric: str | None = None) -> Figur
     """Return the picture of :func:`plot_grid`."""
     import numpy as np
 
+    runs = [run for run in runs if run.validated]
     metric = find_metric(runs, metric)
     if metric is None:
         raise UsageError("none of the runs was validated", hint="train with --validate STREAM")

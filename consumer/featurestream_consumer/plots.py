@@ -66,6 +66,7 @@ def plot_comparison(runs: Sequence[RunSummary], path: Path, *, metric: str | Non
 
 def draw_comparison(runs: Sequence[RunSummary], *, metric: str | None = None) -> Figure:
     """Return the picture of :func:`plot_comparison`: its axes are validation, training, and where the runs ended."""
+    runs = [run for run in runs if run.validated]
     metric = find_metric(runs, metric)
     shown = [run for run in best_first(runs, metric) if metric is not None and run.metrics.get(metric) is not None]
     if metric is None or not shown:

@@ -185,6 +185,16 @@ def test_each_run_is_compared_with_the_best_and_corrected_for_all_pairs(judged: 
     }  # fmt: skip
 
 
+def test_metrics_of_training_are_not_ranked_with_those_of_validation(judged: Path) -> None:
+    write_run(judged, "blind", [1] * 12, fingerprint=None)
+    row = records(compare_table(load_runs([judged])))[-1]
+    assert (row["run"], row["top1"], row["samples"], row["not_compared"]) == (
+        "blind", None, "-", "it was not validated",
+    )  # fmt: skip
+    [alone] = records(compare_table(load_runs([judged / "blind"])))
+    assert alone["top1"] == 1.0
+
+
 def test_all_pairs_are_those_of_the_paired_statistics_the_better_run_first(judged: Path) -> None:
     runs = load_runs([judged / "C", judged / "B", judged / "A"])
     rows = records(pairs_table(runs))

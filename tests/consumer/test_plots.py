@@ -95,6 +95,7 @@ def test_the_picture_is_a_png(tmp_path: Path) -> None:
 
 
 def test_runs_that_were_never_validated_cannot_be_drawn(tmp_path: Path) -> None:
+    """Their metrics are of training."""
     write_run(tmp_path, "blind", GOOD, fingerprint=None)
     runs = load_runs([tmp_path])
     with pytest.raises(UsageError, match="none of the runs was validated; train with --validate STREAM"):

@@ -148,6 +148,12 @@ def test_all_pairs_have_a_row_each(cli, runs) -> None:
     assert lines[2].split()[:4] == ["best", "bad", "0.8750", "0.5000"]
 
 
+def test_one_run_alone_makes_no_pair(cli, runs) -> None:
+    outcome = cli("compare", runs / "bad", "--pairs")
+    assert (outcome.code, outcome.out) == (0, "one run alone makes no pair\n")
+    assert cli("compare", runs / "bad", "--pairs", "--json").rows == []
+
+
 def test_runs_that_cannot_be_compared_are_named_with_the_reason(cli, runs) -> None:
     write_run(runs, "half", [1, 1], finished=False)
     assert cli("compare", runs).out.splitlines()[-1] == "not compared: half (it has not finished)"
