@@ -37,13 +37,24 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
             typer.echo(line.rstrip())
         return
     width = shutil.get_terminal_size().columns
-    if _least_width(columns, cells) <= width:
+    if least_width(columns, cells) <= width:
         typer.echo(_drawn(columns, cells, width), nl=False)
         return
     for number, row in enumerate(cells):
         if number:
             typer.echo("")
         print_facts(zip(names, row, strict=True))
+
+
+def least_width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Return the characters that a table needs at least: all of its cells, but of breakable ones only a few words."""
+    from rich.cells import cell_len
+
+    least = 0
+    for place, column in enumerate(columns):
+        whole = max([cell_len(column.lstrip(MARKS)), *(cell_len(row[place]) for row in rows)])
+        least += GAP + (min(whole, WORDS) if column.startswith("~") else whole)
+    return least - GAP
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
@@ -80,17 +91,6 @@ def time_json(milliseconds: int | None) -> str | None:
     if milliseconds is None:
         return None
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
-
-
-def _least_width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
-    """Return the characters that a table needs at least: all of its cells, but of breakable ones only a few words."""
-    from rich.cells import cell_len
-
-    least = 0
-    for place, column in enumerate(columns):
-        whole = max([cell_len(column.lstrip(MARKS)), *(cell_len(row[place]) for row in rows)])
-        least += GAP + (min(whole, WORDS) if column.startswith("~") else whole)
-    return least - GAP
 
 
 def _drawn(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:

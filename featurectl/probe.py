@@ -27,8 +27,8 @@ def probe(
     start: options.From = "earliest",
     until: options.Until = None,
     runs: options.Runs = options.DEFAULT_RUNS,
-    csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write the table too: .csv, .md or .json.")
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the table too: .csv, .md or .json.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw accuracy by depth as a PNG.")] = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between two saved states.")] = 30.0,
@@ -42,7 +42,7 @@ def probe(
     from featurestream_consumer.probe import probe as run_probe
     from featurestream_consumer.probe_plot import plot_depth
 
-    for path, suffixes in ((csv, TABLE_SUFFIXES), (plot, (".png",))):
+    for path, suffixes in ((output, TABLE_SUFFIXES), (plot, (".png",))):
         if path is not None:
             _check_writable(path, suffixes)  # before minutes of reading
     try:
@@ -68,11 +68,11 @@ def probe(
             print_json(row)
     else:
         print_result(result)
-    if csv is not None:
+    if output is not None:
         import pandas as pd
 
-        write_table(pd.DataFrame(rows).drop(columns="ridge_by_lambda"), csv)
-        options.say(f"wrote {csv}")
+        write_table(pd.DataFrame(rows).drop(columns="ridge_by_lambda"), output)
+        options.say(f"wrote {output}")
     if plot is not None:
         plot_depth(result, plot)
         options.say(f"wrote {plot}")

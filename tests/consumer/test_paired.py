@@ -16,12 +16,14 @@ from featurestream.errors import DataError, UsageError
 from featurestream_consumer.paired import (
     Pair,
     RunScores,
+    Unpaired,
     bca_interval,
     compare_pairs,
     holm,
     mcnemar_exact,
     paired_difference,
     read_scores,
+    sign_flip,
 )
 
 STREAM = "f" * 32
@@ -92,6 +94,54 @@ def test_mcnemar_refuses_rows_that_are_not_right_or_wrong(values: list[float]) -
 def test_mcnemar_refuses_other_rows() -> None:
     with pytest.raises(UsageError, match="2 and 3 rows"):
         mcnemar_exact([1, 0], [1, 0, 1])
+
+
+# ---- the sign-flip test ---------------------------------------------------------------------------------------
+
+
+def test_a_sign_flip_of_a_case_worked_by_hand() -> None:
+    """Differences 1, 2, 3 and -1: 5 in all. Of 16 ways to choose signs, 7, 5, 5 and their opposites are as far."""
+    assert sign_flip([1, 2, 3, 0], [0, 0, 0, 1]) == 6 / 16
+
+
+@pytest.mark.parametrize(("a", "b"), [([0.5], [0.5]), ([1.0, 0.0], [0.0, 1.0])])
+def test_a_sign_flip_finds_nothing_where_differences_cancel(a: list[float], b: list[float]) -> None:
+    assert sign_flip(a, b) == 1.0
+
+
+@pytest.mark.parametrize("rows", [2, 6, 13])
+def test_a_sign_flip_is_the_exact_permutation_test_of_scipy(rows: int) -> None:
+    random = np.random.default_rng(rows)
+    a, b = random.exponential(size=rows), random.exponential(size=rows) * 1.8
+    theirs = stats.permutation_test(
+        (a, b), lambda x, y, axis: (x - y).mean(axis), permutation_type="samples", n_resamples=np.inf, vectorized=True
+    )
+    assert sign_flip(a, b) == pytest.approx(theirs.pvalue, rel=1e-12)
+
+
+def test_many_rows_are_flipped_at_random_and_come_near_the_exact_test() -> None:
+    """13 rows that differ are counted out; with 8,191 resamples they are drawn."""
+    random = np.random.default_rng(4)
+    a, b = random.normal(0.4, 1, 13), np.zeros(13)
+    exact, drawn = sign_flip(a, b, resamples=8192), sign_flip(a, b, resamples=8191)
+    assert 0.05 < exact < 0.9
+    assert drawn != exact
+    assert drawn == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 8191))
+
+
+def test_a_sign_flip_of_right_and_wrong_answers_is_mcnemars_test() -> None:
+    a, b = answers(20, 0.8, 0.6)
+    assert sign_flip(a, b, resamples=2**16) == pytest.approx(mcnemar_exact(a, b).p_value, rel=1e-12)
+
+
+def test_a_drawn_p_value_is_never_0() -> None:
+    assert sign_flip(np.arange(1.0, 60.0), np.zeros(59), resamples=999) == 1 / 1000
+
+
+@pytest.mark.parametrize(("a", "b", "says"), [([], [], "0 and 0 rows"), ([1.0], [1.0, 2.0], "1 and 2 rows")])
+def test_a_sign_flip_refuses_rows_that_make_no_pairs(a: list[float], b: list[float], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        sign_flip(a, b)
 
 
 # ---- Holm -----------------------------------------------------------------------------------------------------
@@ -255,7 +305,7 @@ def test_a_pair_that_cannot_be_compared_does_not_count_in_the_correction() -> No
     assert [pair.p_holm for pair in pairs] == [pytest.approx(2 / 64), None, None]
 
 
-def test_errors_of_values_are_compared_by_their_squares_without_mcnemar() -> None:
+def test_errors_of_values_are_compared_by_their_squares_and_by_signs() -> None:
     def predicted(name: str, values: list[list[float]]) -> RunScores:
         label = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
         return RunScores(name, np.arange(2), label, np.array(values, np.float32), STREAM, "mse")
@@ -263,17 +313,77 @@ def test_errors_of_values_are_compared_by_their_squares_without_mcnemar() -> Non
     exact, off = predicted("exact", [[1, 2], [3, 4]]), predicted("off", [[1, 4], [3, 4]])
     [pair] = compare_pairs([exact, off])
     assert (pair.value_a, pair.value_b, pair.difference) == (0.0, 1.0, -1.0)
-    assert (pair.p_value, pair.p_holm, pair.only_a) == (None, None, None)
+    assert (pair.test, pair.p_value, pair.only_a) == (
+        "sign flip",
+        1.0,
+        None,
+    )  # one sample differs: either sign is as far
     [foreign] = compare_pairs([exact, run("class", [0, 0])])
     assert foreign.reason == "judged by other measures (mse and top1)"
 
 
-def test_views_of_a_sample_count_as_one_sample_and_get_no_test() -> None:
+def test_views_of_a_sample_count_as_one_sample() -> None:
+    """Differences 0.5, 0.5 and 0 by hand: of the signs of the two that move, ++ and -- are as far as 1."""
     a = run("a", [0, 0, 0, 1, 0, 1], index=[0, 0, 1, 1, 2, 2])
     b = run("b", [0, 1, 1, 1, 0, 1], index=[0, 0, 1, 1, 2, 2])
     [pair] = compare_pairs([a, b])
     assert (pair.samples, pair.value_a, pair.value_b) == (3, pytest.approx(4 / 6), pytest.approx(2 / 6))
-    assert pair.p_value is None
+    assert (pair.test, pair.p_value, pair.only_a) == ("sign flip", 0.5, None)
+
+
+def test_what_is_drawn_once_for_all_pairs_is_what_a_pair_alone_gets() -> None:
+    random = np.random.default_rng(11)
+    label = random.normal(size=200).astype(np.float32)
+
+    def predicted(name: str, error: float) -> RunScores:
+        scores = (label + random.normal(size=200) * error).astype(np.float32)[:, None]
+        return RunScores(name, np.arange(200), label, scores, STREAM, "mse")
+
+    runs = [predicted("a", 0.5), predicted("b", 0.55), predicted("c", 0.9)]
+    pairs = compare_pairs(runs)
+    for pair, (a, b) in zip(pairs, [(0, 1), (0, 2), (1, 2)], strict=True):
+        values = runs[a].row_values(), runs[b].row_values()
+        alone = paired_difference(*values)
+        assert (pair.difference, pair.low, pair.high) == pytest.approx((alone.difference, alone.low, alone.high))
+        assert pair.p_value == pytest.approx(sign_flip(*values))
+    assert [pair.p_holm for pair in pairs] == pytest.approx(holm([pair.p_value for pair in pairs]).tolist())
+
+
+def test_intervals_may_be_had_of_each_run_with_the_first_that_fits_it_alone() -> None:
+    runs = [run("a", [0] * 9 + [1]), run("other", [0], fingerprint="e" * 32), run("b", [0, 1] * 5), run("c", [1] * 10)]
+    every, few = compare_pairs(runs), compare_pairs(runs, every_interval=False)
+    assert [(pair.a, pair.b) for pair in few if pair.low is not None] == [("a", "b"), ("a", "c")]
+    for one, other in zip(every, few, strict=True):
+        assert (one.p_holm, one.difference, one.reason) == (other.p_holm, other.difference, other.reason)
+        assert other.low in (None, one.low)
+
+
+def test_a_run_without_scores_is_named_in_the_reason_of_its_pairs() -> None:
+    good, bad = run("good", [0] * 6), run("bad", [1] * 6)
+    pairs = compare_pairs([good, Unpaired("half", "it has not finished"), bad])
+    assert [pair.reason for pair in pairs] == ["half: it has not finished", None, "half: it has not finished"]
+    assert pairs[1].p_holm == pytest.approx(2 / 64)
+
+
+def test_any_metric_that_is_a_mean_over_rows_can_be_compared() -> None:
+    """By hand: log(1 + 2 e^-s) where the right class has the score s and two others 0; ranks for top5."""
+    scores = np.array([[0, 0, 0], [2, 0, 0]], np.float32)
+    values = {
+        measure: RunScores("a", np.arange(2), np.array([0, 0]), scores, STREAM, measure, ("cross_entropy", {}))
+        for measure in ("loss", "top5")
+    }
+    assert values["loss"].row_values() == pytest.approx([math.log(3), math.log(1 + 2 * math.exp(-2))])
+    assert values["top5"].row_values().tolist() == [True, True]
+    smooth = RunScores(
+        "a", np.arange(2), np.array([0, 0]), scores, STREAM, "loss", ("cross_entropy", {"label_smoothing": 0.3})
+    )
+    assert smooth.row_values()[1] == pytest.approx(math.log(1 + 2 * math.exp(-2)) + 0.2 * 2)
+
+
+def test_classes_as_targets_are_judged_by_the_greatest_one() -> None:
+    target = np.array([[0, 1, 0], [1, 0, 0]], np.float32)
+    found = RunScores("a", np.arange(2), target, np.eye(3, dtype=np.float32)[[1, 2]], STREAM, "top1")
+    assert found.row_values().tolist() == [True, False]
 
 
 def test_one_output_against_two_classes_is_right_or_wrong() -> None:
@@ -322,6 +432,7 @@ def test_scores_come_back_from_a_run_folder(tmp_path: Path) -> None:
     assert (found.name, found.fingerprint, found.measure) == ("E1", STREAM, "top1")
     assert found.index.tolist() == [0, 1, 2]
     assert found.row_values().tolist() == [False, False, False]
+    assert read_scores(tmp_path / "E1", "top5").row_values().tolist() == [True, True, True]
 
 
 @pytest.mark.parametrize(

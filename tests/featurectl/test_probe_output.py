@@ -36,7 +36,7 @@ def test_a_line_says_what_was_read_and_each_tap_has_a_row_in_the_manifests_order
 
 
 def test_json_holds_every_penalty_and_the_table_what_is_flat(cli, published: Path) -> None:
-    rows = cli("probe", "toy", "--json", "--csv", "t.csv", "--plot", "p.png").rows
+    rows = cli("probe", "toy", "--json", "-o", "t.csv", "--plot", "p.png").rows
     assert [row["tap"] for row in rows] == ["layer1", "layer2", "fc"]
     for row in rows:
         scores = {found["lambda"]: found["ridge"] for found in row.pop("ridge_by_lambda")}
@@ -66,7 +66,7 @@ def test_the_same_command_reads_nothing_again_and_prints_the_same(cli, published
     [
         (["--tap", "layr1"], 2, 'unknown tap of stream toy "layr1"; did you mean "layer1"?; known: layer1, layer2'),
         (["--validate", "toy-valid"], 2, 'did you mean "toy-validation"'),
-        (["--csv", "t.txt"], 2, '"t.txt" does not say what kind of file it is; expected .csv, .md, .json'),
+        (["-o", "t.txt"], 2, '"t.txt" does not say what kind of file it is; expected .csv, .md, .json'),
         (["--plot", "p.jpg"], 2, '"p.jpg" does not say what kind of file it is; expected .png'),
         (["--plot", "no/p.png"], 2, 'there is no folder "no" to write p.png into; make it first'),
         (["--from", "batch:5", "--until", "batch:5"], 2, "nothing to read"),
