@@ -227,7 +227,8 @@ def check_fork(
     """Return the folder of the fork that :func:`begin_fork` would make. Raises the UsageError that needs no broker."""
     if at is not None:
         ForkPoint.parse(at)
-    runs = parent.parent if runs is None else runs
+    if runs is None:  # the folder that the run folder lies in, also where that is "."
+        runs = parent.parent if parent.name not in ("", "..") else parent.resolve().parent
     new = forked_config(config_of(read_record(parent), parent), changes or {}, name=name, runs=runs)
     check_config(new)
     folder = new.runs / new.name

@@ -76,14 +76,16 @@ def test_runs_are_sorted_by_the_main_metric_and_those_without_it_come_last(runs:
     assert list(table["run"]) == ["best", "other", "half", "low", "blind"]
     assert list(table.columns) == [
         "run", "state", "stream", "tap", "head", "optimizer", "epochs", "passes", "rereads", "steps", "start", "seed",
-        "validation", "samples", "top1", "loss", "against", "measure", "paired_samples", "difference", "low", "high", "test", "p",
+        "validation", "samples", "top1", "loss", "against", "measure", "paired_samples", "difference", "low", "high",
+        "test", "p",
         "p_holm", "not_compared", "forked_from",
     ]  # fmt: skip
     best, _, half, low, blind = records(table)
     assert best == {
         "run": "best", "state": "finished", "stream": "digits-train", "tap": "layer2+layer3", "head": "linear",
         "optimizer": "Adam", "epochs": 2, "passes": 2, "rereads": 0, "steps": 20, "start": "batch 4", "seed": 0,
-        "validation": "digits-val", "samples": "A", "top1": 0.9, "loss": pytest.approx(0.6), "against": None, "measure": None,
+        "validation": "digits-val", "samples": "A", "top1": 0.9, "loss": pytest.approx(0.6), "against": None,
+        "measure": None,
         "paired_samples": None, "difference": None, "low": None, "high": None, "test": None, "p": None, "p_holm": None,
         "not_compared": "it has no validation.npz", "forked_from": None,
     }  # fmt: skip

@@ -321,6 +321,16 @@ def test_a_fork_with_nothing_left_to_train_is_refused_with_what_helps(log, tmp_p
     assert not (tmp_path / "E2").exists()
 
 
+def test_a_fork_lies_beside_its_parent_also_where_that_is_the_current_folder(log, tmp_path, monkeypatch):
+    train(config(tmp_path), log)
+    monkeypatch.chdir(tmp_path / "E1")
+    begin_fork(Path(), log, name="E2", at="step:4")
+    assert read_record(tmp_path / "E2")["lineage"]["folder"] == "../E1"
+    monkeypatch.chdir(tmp_path)
+    begin_fork(Path("E1"), log, name="E2", at="step:4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["E1", "E2"]
+
+
 def test_a_fork_can_be_forked(log, tmp_path):
     train(config(tmp_path), log)
     fork(tmp_path / "E1", log, name="E2", changes={"optimizer_args.lr": 0.1}, at="step:4")
