@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
 
+from featurestream import cluster, kafka
 from featurestream.memory import MemoryLog
 from tests.featurectl.conftest import Cli
+from tests.project.documents import ROOT, commands_in, fenced
 from tests.support import make_manifest, publish
 
 TRAIN = (
@@ -71,3 +74,24 @@ def test_no_broker_is_asked_about_a_folder_that_is_no_run(cli: Cli, tmp_path: Pa
     done = cli("fork", tmp_path / "E1", "--name", "E2")
     assert done.code == 2
     assert "is not a run folder: it has no run.json" in done.err
+
+
+def test_what_the_documents_show_runs_as_it_stands(
+    cli: Cli, log: MemoryLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    publish(log, make_manifest("demo-train", samples=1500, batch_samples=500, passes=2))
+    publish(log, make_manifest("demo-validation", samples=12, passes=1, seed=9))
+    text = (ROOT / "docs" / "forking.md").read_text(encoding="utf-8")
+    (shell,) = fenced(text, "sh")
+    for command in commands_in("forking.md", f"```sh\n{shell}```\n"):
+        done = cli(*command.words)
+        assert done.code == 0, f"{command}\n{done.err}"
+    steps = [json.loads(Path("runs", name, "run.json").read_text())["step"] for name in ("E1", "E2", "E3", "E4")]
+    assert steps == [120, 180, 120, 180], "six steps an epoch"
+    monkeypatch.setattr(cluster, "resolve_cluster", lambda: None)
+    monkeypatch.setattr(kafka, "KafkaLog", lambda _: contextlib.nullcontext(log))
+    (example,) = fenced(text, "python")
+    exec(compile(example, "forking.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("{'top1': ")
+    assert json.loads(Path("runs/E5/run.json").read_text())["lineage"]["step"] <= 60
