@@ -24,6 +24,7 @@ from featurectl.demo import demo
 from featurectl.doctor import doctor
 from featurectl.layers import layers
 from featurectl.peek import peek
+from featurectl.picture import picture
 from featurectl.probe import probe
 from featurectl.produce import produce
 from featurectl.streams import streams
@@ -57,6 +58,7 @@ app.command()(produce)
 app.command()(layers)
 app.command()(streams)
 app.command()(peek)
+app.command()(picture)
 app.command()(train)
 app.command()(sweep)
 app.command()(probe)

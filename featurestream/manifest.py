@@ -34,6 +34,14 @@ class DataFacts(_Value):
     """Which samples the stream was extracted from."""
 
     source: str = Field(description="where the data was found; not part of the fingerprint, so data may move")
+    location: str | None = Field(
+        default=None, description="the source as an absolute path on the producer's machine, where it is a path"
+    )
+    root: str | None = Field(
+        default=None, description="the folder that was given for relative paths or the data, as an absolute path"
+    )
+    path_column: str | None = Field(default=None, description="the table's column of image paths, where one was named")
+    label_column: str | None = Field(default=None, description="the table's column of labels, where one was named")
     split: str | None = Field(default=None, description="the split that was asked for, where the source has splits")
     samples: int = Field(ge=1, description="N, samples in the dataset")
     label_kind: Literal["none", "class", "value", "target"] = Field(
@@ -163,7 +171,7 @@ NOT_FINGERPRINTED: Final = {
     "passes": True,
     "created_at": True,
     "made_with": True,
-    "data": {"source", "split"},
+    "data": {"source", "location", "root", "path_column", "label_column", "split"},
     "backbone": {"weights"},
 }
 

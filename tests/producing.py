@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from featurestream.manifest import Manifest
+from featurestream.manifest_topic import ManifestTopic
 from featurestream.names import tap_topic
 from featurestream.ports import Log
 from featurestream.record import Record
@@ -141,6 +142,14 @@ def content(record: Record) -> tuple[object, ...]:
         record.payload.tobytes(), record.indices.tolist(), record.ids,
         None if record.labels is None else record.labels.tolist(), record.missing,
     )  # fmt: skip
+
+
+def manifest_of(log: Log, stream: str) -> Manifest:
+    """Return a stream's manifest."""
+    with ManifestTopic(log, stream) as topic:
+        manifest = topic.read().manifest
+    assert manifest is not None
+    return manifest
 
 
 def contents(log: Log, manifest: Manifest) -> dict[tuple[str, int], list[tuple[object, ...]]]:

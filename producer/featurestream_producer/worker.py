@@ -28,6 +28,7 @@ from featurestream.ports import RecordSink
 from featurestream.record import MissingSample, Record, short_reason
 from featurestream.wire import Encoder, headers_of
 from featurestream_producer.datasets import ImageDataset
+from featurestream_producer.inputs import input_checksums, to_extra
 from featurestream_producer.loader import BatchLoader, BatchPlan, LoadedBatch
 from featurestream_producer.resume import Tail
 from featurestream_producer.sampling import permutation
@@ -127,6 +128,7 @@ Report = Callable[[Sent | Durable], None]
 class _Features:
     loaded: LoadedBatch
     features: dict[str, Tensor]  # on the CPU
+    inputs: tuple[tuple[int, str], ...]  # checksums of a few rows' images
     extracted_ns: int
 
 
@@ -155,10 +157,11 @@ def work(job: Job, reader: TapReader, sink: RecordSink, report: Report, stop: th
             in_a_row = 0 if len(loaded.present) else in_a_row + len(loaded.missing)
             if in_a_row >= LOST_AFTER:
                 raise _lost(loaded, in_a_row)
+            inputs = input_checksums(loaded.plan.batch, loaded.images)  # before a layer can overwrite them
             features = _forward(reader, loaded, job.device)
             computed = time.perf_counter()
             forward_s += computed - got
-            sender.put(_Features(loaded, features, time.time_ns()))
+            sender.put(_Features(loaded, features, inputs, time.time_ns()))
             send_s += time.perf_counter() - computed
         sender.finish(stopped=stop.is_set())
     return Stages(data_s, forward_s, send_s, sender.busy_s)
@@ -272,7 +275,7 @@ class _Sender:
                 stream=manifest.stream, fingerprint=manifest.fingerprint, tap=tap, batch=plan.batch,
                 pass_number=plan.pass_number, views=manifest.views, dtype=manifest.dtype,
                 shape=tuple(feature.shape[1:]), payload=raw_bytes(feature), indices=indices, ids=ids, labels=labels,
-                missing=missing, extracted_ns=item.extracted_ns,
+                missing=missing, extracted_ns=item.extracted_ns, extra=to_extra(item.inputs),
             )  # fmt: skip
             value = self._encoder.encode(record)
             size += value.nbytes

@@ -17,6 +17,7 @@ from featurestream.manifest import End, Lease, Manifest, PassRecord
 from featurestream.record import ITEM_BYTES, MAX_AXES, MAX_NUMBER, MissingSample
 from featurestream.testing import make_record, open_value, seal
 from featurestream.wire import HEADER_KEYS, MUST_UNDERSTAND, PAD, decode, encode
+from featurestream_producer.inputs import INPUTS_KEY
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 GOLDEN = SCHEMAS / "golden" / "feature-record-v1"
@@ -49,7 +50,7 @@ def test_the_schemas_of_the_manifests_topic_are_those_of_the_models(name: str) -
 
 def test_the_schema_of_a_header_has_the_keys_that_the_wire_format_has() -> None:
     assert HEADER_SCHEMA["required"] == list(HEADER_KEYS)
-    assert list(HEADER_SCHEMA["properties"]) == [*HEADER_KEYS, MUST_UNDERSTAND, PAD]
+    assert list(HEADER_SCHEMA["properties"]) == [*HEADER_KEYS, INPUTS_KEY, MUST_UNDERSTAND, PAD]
     assert HEADER_SCHEMA["properties"]["dtype"]["enum"] == list(ITEM_BYTES)
     assert HEADER_SCHEMA["properties"]["shape"]["maxItems"] == MAX_AXES
     assert HEADER_SCHEMA["$defs"]["number"]["maximum"] == MAX_NUMBER
@@ -69,6 +70,7 @@ def test_the_schema_takes_the_golden_headers(file: Path) -> None:
         make_record(labels="value", views=2, dtype="bfloat16"),
         make_record(labels="target", shape=()),
         make_record(rows=0, missing=[MissingSample(7, "ü.png", "truncated")]),
+        make_record(extra={"inputs": [[0, "0123456789abcdef"], [3, "ffffffffffffffff"]]}),
         make_record(2**51 - 1, extra={"codec": {"name": "none"}, "must_understand": ["batch"]}),
     ],
 )
