@@ -11,16 +11,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from featurestream.health import Canary, Health, InputHealth, TapHealth
 from featurestream_producer.preset import Preset
 from featurestream_producer.sampling import permutation
+
+if TYPE_CHECKING:  # `featurectl streams` shows facts without torch, which takes seconds to import
+    from torch import Tensor
 
 # What is looked at of a batch. It bounds the cost: some ten thousand numbers a tap, whatever its shape.
 ROWS: Final = 16
@@ -36,6 +37,7 @@ CONSTANT: Final = 1e-3
 DEAD: Final = 0.99  # share of zeros
 SATURATED: Final = 0.1  # share of numbers at the peak: a clip (ReLU6, a hard sigmoid) is reached, but not so often
 NEAR_LIMIT: Final = 0.25  # of the largest number of the dtype
+LIMITS: Final = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38}
 FEWEST_ROWS: Final = 8  # fewer tell nothing
 #: Colours may leave [0, 1] by this: filters overshoot. A few may do so by more: noise that an augmentation adds.
 OVERSHOOT: Final = 0.05
@@ -153,6 +155,8 @@ def look_at_inputs(images_BCHW: Tensor, views: int, expected: Preset | None) -> 
 
 def look_at_features(feature: Tensor, views: int, *, probe: bool) -> TapGlance:
     """Return what a tap's features of a batch look like: a tensor (rows, ...) on the CPU, in the stream's dtype."""
+    import torch
+
     flat = feature.flatten(1)
     rows = chosen_rows(len(flat), views, ROWS)
     places = chosen_places(flat.shape[1], NUMBERS)
@@ -180,6 +184,8 @@ def look_at_features(feature: Tensor, views: int, *, probe: bool) -> TapGlance:
 
 def _largest(values: Tensor) -> float:
     """Return the greatest absolute value of a CPU tensor without NaN, as a float."""
+    import torch
+
     # Without their sign, the bits of floating-point numbers are in the order of the numbers: integers compare fast.
     bits, mask = (torch.int32, 0x7FFFFFFF) if values.dtype == torch.float32 else (torch.int16, 0x7FFF)
     greatest = (values.contiguous().view(bits).numpy() & mask).max()
@@ -386,7 +392,7 @@ def colour_range(seen: InputHealth) -> tuple[float, float]:
     )
 
 
-def tap_warnings(seen: TapHealth, dtype: torch.dtype) -> list[Finding]:
+def tap_warnings(seen: TapHealth, dtype: str) -> list[Finding]:
     """Return what is conspicuous at a tap: constant, dead, saturated, near the end of the dtype's range."""
     if seen.rows < FEWEST_ROWS:
         return []
@@ -401,12 +407,12 @@ def tap_warnings(seen: TapHealth, dtype: torch.dtype) -> list[Finding]:
     elif seen.peak > 0 and seen.at_peak > SATURATED * seen.numbers:
         share = seen.at_peak / seen.numbers
         found.append(Finding(f"{name} saturated", f"{name} is saturated: {share:.1%} of it are {seen.peak:.4g}"))
-    limit = torch.finfo(dtype).max
+    limit = LIMITS[dtype]
     if seen.largest > NEAR_LIMIT * limit:
         found.append(
             Finding(
                 f"{name} range",
-                f"{name} is close to the end of {str(dtype).removeprefix('torch.')}: it reaches {seen.largest:.4g} of "
+                f"{name} is close to the end of {dtype}: it reaches {seen.largest:.4g} of "
                 f"{limit:.4g}; one image more may end the run. --dtype bfloat16 has room",
             )
         )

@@ -22,7 +22,6 @@ from featurestream_producer.health import (
     separability,
     tap_warnings,
 )
-from featurestream_producer.taps import DTYPES
 from featurestream_producer.worker import Job, Ready, Sent
 
 FIRST_LOOK: Final = 8  # batches of a worker before its health is judged
@@ -47,7 +46,7 @@ class HealthWatch:
     ) -> None:
         self.warnings: list[str] = []
         self._topic = topic
-        self._manifest = manifest
+        self._dtype = manifest.dtype
         self._warn = warn
         self._reference = facts.canary
         self._said: set[str] = set()
@@ -78,10 +77,9 @@ class HealthWatch:
         """Write the health of workers (default: all) that have seen something new, and say what is conspicuous."""
         wanted = [n for n in (self._workers if numbers is None else numbers) if self._workers[n].has_news]
         known = {number: health for number, worker in self._workers.items() if (health := worker.health()) is not None}
-        dtype = DTYPES[self._manifest.dtype]
         for number in wanted:
             one, first = known[number], known[min(known)]
-            found = [*input_warnings(one.inputs), *(w for tap in one.taps for w in tap_warnings(tap, dtype))]
+            found = [*input_warnings(one.inputs), *(w for tap in one.taps for w in tap_warnings(tap, self._dtype))]
             if self._reference is not None:
                 found += canary_warnings(one.canary, self._reference, BEGINNER)
             if one is not first:

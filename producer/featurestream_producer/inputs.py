@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import xxhash
-from torch import Tensor
 
 from featurestream.errors import RecordError
 from featurestream.record import Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INPUTS_KEY: Final = "inputs"
 #: What the key takes in a record's header at most: its name, and two pairs of a row and 16 digits.

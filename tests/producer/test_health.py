@@ -15,6 +15,7 @@ from sklearn.metrics import calinski_harabasz_score
 
 from featurestream.health import Canary, Health, InputHealth, TapCanary, TapHealth
 from featurestream_producer.health import (
+    LIMITS,
     InputSums,
     TapSums,
     canary_warnings,
@@ -34,6 +35,7 @@ from featurestream_producer.health import (
     tap_warnings,
 )
 from featurestream_producer.preset import IMAGENET, Preset
+from featurestream_producer.taps import DTYPES
 
 PLAIN = Preset(4, 4, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -85,7 +87,7 @@ def test_a_batch_without_rows_adds_nothing() -> None:
     assert input_warnings(inputs.facts(IMAGENET)) == []
     facts = TapSums().facts("a", None, 0)
     assert (facts.mean, facts.variance, facts.spread) == (0.0, 0.0, None)
-    assert tap_warnings(facts, torch.float16) == []
+    assert tap_warnings(facts, "float16") == []
 
 
 def test_the_largest_number_is_found_wherever_it_is() -> None:
@@ -253,7 +255,9 @@ def texts_of(features: torch.Tensor) -> list[str]:
     sums = TapSums()
     for part in features.split(8):
         sums.add(look_at_features(part, 1, probe=False))
-    return [warning.text for warning in tap_warnings(sums.facts("t", None, 0), features.dtype)]
+    return [
+        warning.text for warning in tap_warnings(sums.facts("t", None, 0), str(features.dtype).removeprefix("torch."))
+    ]
 
 
 def spread_features(rows: int = 32) -> torch.Tensor:
@@ -295,6 +299,10 @@ def test_a_tap_near_the_end_of_its_dtype_is_found() -> None:
         "--dtype bfloat16 has room"
     ]
     assert texts_of(features.float()) == []
+
+
+def test_the_limits_are_those_of_the_dtypes() -> None:
+    assert {name: torch.finfo(dtype).max for name, dtype in DTYPES.items()} == LIMITS
 
 
 def test_a_few_rows_tell_nothing() -> None:
