@@ -48,6 +48,7 @@ class HealthWatch:
         self._topic = topic
         self._dtype = manifest.dtype
         self._warn = warn
+        self._first_run = facts.canary is None
         self._reference = facts.canary
         self._said: set[str] = set()
         self._workers = {job.index: _Worker(job, facts.health.get(job.index)) for job in jobs}
@@ -59,10 +60,9 @@ class HealthWatch:
     def begin(self, event: Ready) -> None:
         """Take a worker's canary, and hold it against that of the stream's first run."""
         self._workers[event.worker].canary = event.canary
-        if self._reference is None:
-            self._reference = event.canary
-            if event.worker == 0:
-                self._topic.write_canary(event.canary)
+        if self._first_run and event.worker == 0:
+            self._topic.write_canary(event.canary)
+        self._reference = self._reference or event.canary
         self._say(canary_warnings(event.canary, self._reference, BEGINNER))
 
     def see(self, event: Sent) -> None:

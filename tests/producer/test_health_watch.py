@@ -16,12 +16,11 @@ from featurestream.manifest_topic import ManifestTopic, StreamFacts
 from featurestream.memory import MemoryLog
 from featurestream_producer.canary import fixed_image, fixed_input, make_canary
 from featurestream_producer.config import ProduceConfig
-from featurestream_producer.health import merged_inputs, merged_taps
 from featurestream_producer.preset import IMAGENET, Preset
 from featurestream_producer.run import Result, produce
 from featurestream_producer.taps import TapReader, parse_taps
 from featurestream_producer.transforms import FunctionTransform, TrainTransform, normalise
-from tests.producing import config, write_images
+from tests.producing import config, seen_numbers, write_images
 
 HERE = "tests.producer.test_health_watch"
 SMALL = "squeezenet1_1"
@@ -171,19 +170,6 @@ def test_a_constant_a_saturated_and_an_overflowing_tap_are_found(images: Path) -
 # ---- facts ----------------------------------------------------------------------------------------------------------
 
 
-def merged(facts: StreamFacts) -> dict[str, float]:
-    """Return what must not depend on how many runs or workers have looked, and when."""
-    health = [one for _, one in sorted(facts.health.items())]
-    inputs = merged_inputs(health)
-    found = {"batches": float(sum(one.batches for one in health)), "numbers": float(inputs.numbers)}
-    for name in ("mean", "std", "least", "largest"):
-        found |= {f"{name} of channel {channel}": value for channel, value in enumerate(getattr(inputs, name))}
-    for tap in merged_taps(health):
-        apart = {"name", "separability", "probe_rows"}
-        found |= {f"{key} of {tap.name}": value for key, value in tap.model_dump(exclude=apart).items()}
-    return found
-
-
 @pytest.fixture
 def few(tmp_path: Path) -> Path:
     return write_images(tmp_path)
@@ -196,7 +182,7 @@ def test_a_run_that_goes_on_adds_to_what_is_there(few: Path) -> None:
     _, _, both = run(config(few, "toy", passes=2), log)
     _, _, whole = run(config(few, "toy", passes=2))
     assert (first.health[0].batches, both.health[0].batches) == (6, 12)
-    assert merged(both) == pytest.approx(merged(whole), rel=1e-9)
+    assert seen_numbers(both) == pytest.approx(seen_numbers(whole), rel=1e-9)
     assert both.health[0].taps[0].separability == first.health[0].taps[0].separability is not None
     assert both.canary == first.canary == whole.canary
 
