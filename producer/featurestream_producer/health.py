@@ -25,12 +25,13 @@ if TYPE_CHECKING:  # `featurectl streams` shows facts without torch, which takes
 
 # What is looked at of a batch. It bounds the cost: some ten thousand numbers a tap, whatever its shape.
 ROWS: Final = 16
-NUMBERS: Final = 1024  # of a row
+NUMBERS: Final = 512  # of a row
 INPUT_ROWS: Final = 4
-INPUT_PIXELS: Final = 1024  # of an image, at the same places in each channel
-#: The separability comes from so many numbers of a row, in the first so many batches of a run.
-PROBED_NUMBERS: Final = 64
-PROBED_BATCHES: Final = 100
+INPUT_PIXELS: Final = 256  # of an image, at the same places in each channel
+#: The first so many batches of a run are all looked at; afterwards one of so many in each lane.
+EARLY_BATCHES: Final = 100
+LATER_SHARE: Final = 8
+PROBED_NUMBERS: Final = 64  # of a row, in the early batches: from them comes the separability
 
 #: Rows that differ by less than this share of their root mean square differ by no more than float16 rounds off.
 CONSTANT: Final = 1e-3
@@ -65,7 +66,7 @@ class Finding:
 class TapGlance:
     """What was seen of one batch at one tap; the fields are those of :class:`TapSums`.
 
-    ``probed``: float32 (rows, at most PROBED_NUMBERS), or None after the first batches.
+    ``probed``: float32 (rows, at most PROBED_NUMBERS), or None after the early batches.
     """
 
     rows: int
@@ -117,7 +118,12 @@ def look_at(
 
 def is_early(batch: int, first: int) -> bool:
     """Tell whether a batch is one of the first of a run that begins at batch ``first``."""
-    return batch < first + PROBED_BATCHES
+    return batch < first + EARLY_BATCHES
+
+
+def is_looked_at(batch: int, first: int, lanes: int) -> bool:
+    """Tell whether a batch is looked at, in a run that begins at batch ``first``; no worker's share is left out."""
+    return is_early(batch, first) or batch // lanes % LATER_SHARE == 0
 
 
 def chosen_rows(rows: int, views: int, most: int) -> NDArray[np.int64]:

@@ -67,6 +67,8 @@ class HealthWatch:
 
     def see(self, event: Sent) -> None:
         """Add a batch; judge and write the worker's health where it is time: at 8 batches, 16, 32, ..."""
+        if event.glance is None:
+            return
         worker = self._workers[event.worker]
         worker.add(event.batch, event.glance)
         if worker.batches >= worker.next_look:

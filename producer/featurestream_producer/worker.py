@@ -30,7 +30,7 @@ from featurestream.record import MissingSample, Record, short_reason
 from featurestream.wire import Encoder, headers_of
 from featurestream_producer.canary import make_canary
 from featurestream_producer.datasets import ImageDataset
-from featurestream_producer.health import Glance, InputGlance, is_early, look_at, look_at_inputs
+from featurestream_producer.health import Glance, InputGlance, is_early, is_looked_at, look_at, look_at_inputs
 from featurestream_producer.inputs import input_checksums, to_extra
 from featurestream_producer.loader import BatchLoader, BatchPlan, LoadedBatch
 from featurestream_producer.preset import Preset
@@ -90,7 +90,7 @@ class Job:
 class Sent:
     """A batch was handed to the log: all records of it that were lacking. ``size`` is their bytes.
 
-    ``glance`` is what was seen of its images and features.
+    ``glance`` is what was seen of its images and features, where it was looked at.
     """
 
     worker: int
@@ -99,7 +99,7 @@ class Sent:
     size: int
     missing: tuple[MissingSample, ...]
     at_ms: int
-    glance: Glance
+    glance: Glance | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class _Features:
     loaded: LoadedBatch
     features: dict[str, Tensor]  # on the CPU
     inputs: tuple[tuple[int, str], ...]  # checksums of a few rows' images
-    seen: InputGlance
+    seen: InputGlance | None
     extracted_ns: int
 
 
@@ -179,7 +179,8 @@ def work(job: Job, reader: TapReader, sink: RecordSink, report: Report, stop: th
                 raise _lost(loaded, in_a_row)
             # Before a layer can overwrite the images.
             inputs = input_checksums(loaded.plan.batch, loaded.images)
-            seen = look_at_inputs(loaded.images, job.manifest.views, job.expected)
+            looked = is_looked_at(loaded.plan.batch, job.tail.first_lacking, job.manifest.lanes)
+            seen = look_at_inputs(loaded.images, job.manifest.views, job.expected) if looked else None
             features = _forward(reader, loaded, job.device)
             computed = time.perf_counter()
             forward_s += computed - got
@@ -302,8 +303,10 @@ class _Sender:
             value = self._encoder.encode(record)
             size += value.nbytes
             self._sink.append(tap_topic(manifest.stream, tap), lane, key=key, value=value, headers=headers_of(record))
-        early = is_early(plan.batch, self._job.tail.first_lacking)
-        glance = look_at(item.features, item.seen, labels, manifest.views, probe=early)
+        glance = None
+        if item.seen is not None:
+            early = is_early(plan.batch, self._job.tail.first_lacking)
+            glance = look_at(item.features, item.seen, labels, manifest.views, probe=early)
         return Sent(self._job.index, plan.batch, len(ids), size, missing, item.extracted_ns // 1_000_000, glance)
 
 

@@ -25,6 +25,7 @@ from featurestream_producer.health import (
     device_warnings,
     input_warnings,
     is_early,
+    is_looked_at,
     look_at,
     look_at_features,
     look_at_inputs,
@@ -53,14 +54,20 @@ def test_rows_are_spread_over_the_batch_and_are_first_views() -> None:
 
 def test_places_are_the_same_every_time_and_scattered_over_a_map() -> None:
     assert chosen_places(5, 8).tolist() == [0, 1, 2, 3, 4]
-    places = chosen_places(512 * 28 * 28, 1024)
-    assert len(set(places.tolist())) == 1024
+    places = chosen_places(512 * 28 * 28, 512)
+    assert len(set(places.tolist())) == 512
     assert (np.diff(places) > 0).all()
     assert set((places % 28).tolist()) == set(range(28))  # every column of the maps
 
 
 def test_the_first_hundred_batches_of_a_run_are_early() -> None:
     assert [is_early(batch, 7) for batch in (7, 106, 107)] == [True, True, False]
+
+
+def test_later_one_batch_of_eight_is_looked_at_in_every_lane() -> None:
+    looked = [batch for batch in range(107, 107 + 96) if is_looked_at(batch, 7, 3)]
+    assert looked == [120, 121, 122, 144, 145, 146, 168, 169, 170, 192, 193, 194]
+    assert all(is_looked_at(batch, 7, 3) for batch in range(7, 107))
 
 
 # ---- one tap ----------------------------------------------------------------------------------------------------
@@ -91,12 +98,12 @@ def test_a_batch_without_rows_adds_nothing() -> None:
 
 
 def test_the_largest_number_is_found_wherever_it_is() -> None:
-    """Only 16 rows and 1,024 numbers of them are looked at; the largest is that of all."""
+    """Only 16 rows and 512 numbers of them are looked at; the largest is that of all."""
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         features = torch.zeros(100, 5000, dtype=dtype)
         features[57, 4321] = -96.0
         seen = look_at_features(features, 1, probe=False)
-        assert (seen.rows, seen.numbers, seen.largest, seen.peak) == (16, 16 * 1024, 96.0, 0.0)
+        assert (seen.rows, seen.numbers, seen.largest, seen.peak) == (16, 16 * 512, 96.0, 0.0)
         assert seen.probed is None
 
 
