@@ -247,7 +247,7 @@ class TapSums:
             rows=self.rows,
             numbers=self.numbers,
             mean=float(mean),
-            variance=float(self.squares / max(self.numbers, 1) - mean**2),
+            variance=_variance(self.squares, max(self.numbers, 1), mean),
             spread=float(self.within / self.freedom) if self.freedom else None,
             freedom=self.freedom,
             zeros=self.zeros,
@@ -294,7 +294,7 @@ class InputSums:
         """Return the sums as facts; zeros where nothing was seen."""
         count = max(self.numbers, 1)
         means = [total / count for total in self.total]
-        variances = [squares / count - mean**2 for squares, mean in zip(self.squares, means, strict=True)]
+        variances = [_variance(squares, count, mean) for squares, mean in zip(self.squares, means, strict=True)]
         return InputHealth(
             numbers=self.numbers,
             mean=[float(mean) for mean in means],
@@ -320,6 +320,11 @@ class InputSums:
             list(facts.largest),
             facts.outside,
         )
+
+
+def _variance(squares: Fraction, count: int, mean: Fraction) -> float:
+    # What is added is exact, but each batch's own sums are rounded: equal numbers may come out a hair below 0.
+    return max(0.0, float(squares / count - mean**2))
 
 
 def separability(features_ND: NDArray[Any], labels_N: NDArray[np.int64]) -> float | None:
@@ -358,7 +363,7 @@ def input_warnings(seen: InputHealth) -> list[Finding]:
     """
     if not seen.numbers:
         return []
-    if max(seen.std) == 0.0:
+    if seen.least == seen.largest:
         return [Finding("input constant", f"all inputs are of one colour: {_texts(seen.mean)}")]
     numbers = f"mean {_texts(seen.mean)}, std {_texts(seen.std)}, from {min(seen.least):.3g} to {max(seen.largest):.3g}"
     if seen.expected_mean is None or seen.expected_std is None:

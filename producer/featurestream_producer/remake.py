@@ -14,10 +14,11 @@ from typing import Final
 from PIL import Image
 from torch import Tensor
 
-from featurestream.errors import DataError, StreamMismatchError, UsageError
+from featurestream.errors import DataError, MissingExtraError, StreamMismatchError, UsageError
 from featurestream.manifest import Manifest, manifest_differences
 from featurestream.record import Record
 from featurestream_producer.datasets import ImageDataset, open_dataset
+from featurestream_producer.datasets.decoders import PILLOW
 from featurestream_producer.inputs import carried_checksums, input_checksum
 from featurestream_producer.prepare import data_facts, made_with
 from featurestream_producer.sampling import sample_seed
@@ -68,16 +69,21 @@ class Check:
 def reopen_dataset(manifest: Manifest, *, data: str | None = None, root: Path | None = None) -> ImageDataset:
     """Return the stream's data set, opened as its producer opened it; ``data`` and ``root`` say where it is now.
 
-    Raises UsageError where it is not there, and what opening it raises.
+    JPEG files are decoded by what the producer took. Raises UsageError where the data is not there, MissingExtraError
+    where the decoder is not, and what opening it raises.
     """
     facts = manifest.data
     source = data if data is not None else facts.location or facts.source
     if root is None and facts.root is not None and (data is None or Path(facts.root).is_dir()):
         root = Path(facts.root)
+    files = Path(source).exists()
     try:
         return open_dataset(
-            source, root=root, path_column=facts.path_column, label_column=facts.label_column, split=facts.split
-        )
+            source, root=root, path_column=facts.path_column, label_column=facts.label_column, split=facts.split,
+            decoder=(manifest.decoder or PILLOW) if files else None,
+        )  # fmt: skip
+    except MissingExtraError:
+        raise
     except UsageError as error:
         raise UsageError(
             f'the data of stream "{manifest.stream}" cannot be opened: {error.message}',

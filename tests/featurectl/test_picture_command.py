@@ -14,10 +14,13 @@ from PIL import Image
 
 from featurestream.cluster import Cluster
 from featurestream.kafka import KafkaLog
+from featurestream.manifest_topic import ManifestTopic
 from featurestream.memory import MemoryLog
 from featurestream.names import tap_topic
 from featurestream.record import Record
 from featurestream.wire import encode, headers_of
+from featurestream_producer.datasets import decoders
+from featurestream_producer.datasets.decoders import JPEG_DECODERS
 from featurestream_producer.inputs import INPUTS_KEY, carried_checksums
 from featurestream_producer.run import produce
 from tests.producing import config, manifest_of, read_lanes, write_images
@@ -176,6 +179,28 @@ def test_each_kind_of_data_set_is_opened_again_as_the_producer_opened_it(
     index, checked, checksum = fed(cli("picture", "toy", "--batch", 1, "--row", 0, "--json"))
     record = records_of(log)[1]
     assert (index, checked, checksum) == (record.indices[0], 0, carried_checksums(record)[0])
+
+
+@pytest.mark.parametrize("decoder", [None, "pillow"])
+def test_jpeg_files_are_decoded_by_what_the_producer_took(cli, log, tmp_path, here, decoder) -> None:
+    generator = np.random.default_rng(7)
+    for name in "abcd":
+        file = tmp_path / "jpegs" / "all" / f"{name}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (33, 41, 3), dtype=np.uint8)).save(file, quality=70)
+    publish(log, tmp_path / "jpegs", **{} if decoder is None else {"decoder": decoder})
+    assert manifest_of(log, "toy").decoder in ((None,) if decoder else (*JPEG_DECODERS, None))
+    assert fed(cli("picture", "toy", "--batch", 0, "--row", 0, "--json"))[1] == 0
+
+
+def test_a_decoder_that_is_not_installed_is_named(cli, log, images, here, monkeypatch) -> None:
+    publish(log, images)
+    monkeypatch.setattr(decoders, "find_spec", lambda _: None)
+    with ManifestTopic(log, "toy") as topic:
+        topic.write_manifest(manifest_of(log, "toy").model_copy(update={"decoder": "simplejpeg"}))
+    outcome = cli("picture", "toy", "--batch", 0, "--row", 0)
+    assert outcome.code == 2
+    assert "the decoder simplejpeg needs a package that is not installed" in outcome.err
 
 
 def test_data_that_has_moved_is_named(cli, log, images, tmp_path, here) -> None:

@@ -308,6 +308,16 @@ def test_a_tap_near_the_end_of_its_dtype_is_found() -> None:
     assert texts_of(features.float()) == []
 
 
+def test_equal_numbers_that_have_no_exact_sum_have_no_variance() -> None:
+    for number in (0.1, 0.7, 1 / 3):
+        images_BCHW = torch.full((3, 3, 5, 7), number)
+        sums, inputs = TapSums(), InputSums()
+        sums.add(look_at_features(images_BCHW, 1, probe=False))
+        inputs.add(look_at_inputs(images_BCHW, 1, None))
+        assert sums.facts("t", None, 0).variance == pytest.approx(0.0, abs=1e-15)
+        assert inputs.facts(None).std == pytest.approx([0.0] * 3, abs=1e-7)
+
+
 def test_the_limits_are_those_of_the_dtypes() -> None:
     assert {name: torch.finfo(dtype).max for name, dtype in DTYPES.items()} == LIMITS
 
