@@ -33,7 +33,7 @@ def health_lines(facts: StreamFacts) -> list[tuple[str, str]]:
         numbers = f"mean {_texts(inputs.mean)}, std {_texts(inputs.std)} of red, green, blue"
         if inputs.expected_mean is not None:
             low, high = colour_range(inputs)
-            numbers += f"; as colours from {low:.2f} to {high:.2f}"
+            numbers += f"; as colours from {round(low, 2) + 0.0:.2f} to {high:.2f}"
         lines.append(("inputs", numbers))
     if len(workers) > 1:
         lines.append(("fixed input", _agreement(workers)))
