@@ -62,7 +62,8 @@ class HealthWatch:
         self._workers[event.worker].canary = event.canary
         if self._first_run and event.worker == 0:
             self._topic.write_canary(event.canary)
-        self._reference = self._reference or event.canary
+            self._reference = event.canary
+        self._reference = self._reference or event.canary  # until worker 0 begins
         self._say(canary_warnings(event.canary, self._reference, BEGINNER))
 
     def see(self, event: Sent) -> None:

@@ -317,7 +317,8 @@ class _Run:
                         failure = event.error
                         deadline = time.monotonic() + END_S
                         crew.stop()
-        health.write()
+        if not isinstance(failure, BrokerError):  # a log that is gone takes no facts
+            health.write()
         self._warnings = tuple(health.warnings)
         if failure is not None:
             raise failure

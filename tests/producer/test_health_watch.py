@@ -12,14 +12,20 @@ import torch
 from PIL import Image
 from torch import nn
 
+from featurestream.health import Canary, TapCanary
 from featurestream.manifest_topic import ManifestTopic, StreamFacts
 from featurestream.memory import MemoryLog
 from featurestream_producer.canary import fixed_image, fixed_input, make_canary
 from featurestream_producer.config import ProduceConfig
+from featurestream_producer.health import look_at, look_at_inputs
+from featurestream_producer.health_watch import HealthWatch
+from featurestream_producer.prepare import prepare
 from featurestream_producer.preset import IMAGENET, Preset
+from featurestream_producer.resume import fresh_tail
 from featurestream_producer.run import Result, produce
 from featurestream_producer.taps import TapReader, parse_taps
 from featurestream_producer.transforms import FunctionTransform, TrainTransform, normalise
+from featurestream_producer.worker import Job, Ready, Sent
 from tests.producing import config, seen_numbers, write_images
 
 HERE = "tests.producer.test_health_watch"
@@ -206,6 +212,61 @@ def test_a_transform_that_was_changed_between_two_runs_is_found(few: Path, monke
     assert result.warnings == tuple(line.removeprefix("warning: ") for line in warned)
     assert facts.canary is not None
     assert facts.canary.transform != facts.health[0].canary.transform
+
+
+def jobs_of(images: Path, count: int) -> list[Job]:
+    prepared = prepare(config(images, "toy"))
+    manifest = prepared.manifest
+    return [
+        Job(manifest, fresh_tail(manifest), prepared.dataset, prepared.transform, index, count, "cpu", 0)
+        for index in range(count)
+    ]
+
+
+def watch(
+    log: MemoryLog, jobs: list[Job], seen: list[tuple[int, float]], *, sketches: tuple[float, ...] = (1.0, 1.0)
+) -> tuple[list[str], StreamFacts]:
+    """Report batches of (worker, what is added to their features); the last worker begins first."""
+    warned: list[str] = []
+    with ManifestTopic(log, "toy") as topic:
+        topic.create()
+        found = HealthWatch(topic, jobs[0].manifest, topic.read(), jobs, warned.append)
+        for job in reversed(jobs):
+            sketch = TapCanary(name="late", checksum=str(sketches[job.index]), sketch=[sketches[job.index]])
+            found.begin(Ready(job.index, Canary(device="cpu", transform="t", taps=[sketch])))
+        inputs = look_at_inputs(torch.rand(16, 3, 8, 8), 1, None)
+        for batch, (worker, shift) in enumerate(seen):
+            features = torch.randn(16, 8, generator=torch.Generator().manual_seed(batch)) + shift
+            glance = look_at({"early": features, "late": features}, inputs, np.arange(16) % 2, 1, probe=True)
+            found.see(Sent(worker, batch, 16, 0, (), 0, glance))
+        found.write()
+        assert found.warnings == warned
+        return warned, topic.read()
+
+
+def test_workers_that_disagree_are_warned_about_once(few: Path) -> None:
+    jobs = jobs_of(few, 2)
+    fine, facts = watch(MemoryLog(), jobs, [(0, 0.0), (1, 0.0)] * 20)
+    assert fine == []
+    assert [(one.batches, one.warnings) for one in facts.health.values()] == [(20, []), (20, [])]
+    warned, facts = watch(MemoryLog(), jobs, [(0, 0.0), (1, 3.0)] * 20, sketches=(1.0, 1.2))
+    assert len(warned) == 3
+    assert warned[0].startswith(
+        'tap "late": cpu and the one that began the stream disagree on a fixed input: 20.0% apart'
+    )
+    assert sorted(line.partition(":")[0] for line in warned[1:]) == ['tap "early"', 'tap "late"']
+    assert all(line.endswith("the devices disagree") for line in warned[1:])
+    assert facts.canary is not None
+    assert facts.canary.taps[0].sketch == [1.0]  # worker 0's, although worker 1 began first
+
+
+def test_the_separability_is_that_of_the_first_batches_in_their_order(few: Path) -> None:
+    """Whoever saw them, and whichever came first; here the labels mean nothing."""
+    [job] = jobs_of(few, 1)
+    _, facts = watch(MemoryLog(), [job], [(0, 0.0)] * 30)
+    tap = facts.health[0].taps[1]
+    assert (tap.name, tap.probe_rows) == ("late", 30 * 16)
+    assert tap.separability == pytest.approx(1.0, abs=0.5)
 
 
 # ---- the canary -----------------------------------------------------------------------------------------------------
