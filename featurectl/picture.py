@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from featurestream.manifest import Manifest
     from featurestream.ports import RecordSource
     from featurestream.record import Record
-    from featurestream_producer.remake import Check, Remaker
+    from featurestream_producer.remake import Check, Place, Remaker
 
 
 def picture(
@@ -50,17 +50,21 @@ def picture(
     is vouched for by the nearest that has one.
     """
     from featurectl.output import print_facts, print_json
-    from featurestream.manifest_topic import require_manifest
+    from featurestream.manifest_topic import read_facts, require_manifest
+    from featurestream_producer.remake import Remaker, place_of, reopen_dataset
 
     file = _output(stream, batch, row, view, grid=grid, output=output)
     with options.open_log(bootstrap_servers, kafka_config) as log:
         manifest = require_manifest(log, stream)
         source = log.source()
         try:
+            canary = read_facts(source, stream).canary
             record = read_batch(source, manifest, batch)
         finally:
             source.close()
-    shown = show(manifest, record, row=row, view=view, data=data, root=root)
+    place = None if row is None else place_of(record, row, view)
+    remaker = Remaker(manifest, reopen_dataset(manifest, data=data, root=root), record, canary)
+    shown = _sheet(remaker) if place is None else _pair(remaker, place)
     _write(shown.image, file)
     if as_json:
         print_json({"file": str(file), "stream": stream, "batch": batch, "pass": record.pass_number, **shown.facts})
@@ -99,22 +103,7 @@ def read_batch(source: RecordSource, manifest: Manifest, batch: int) -> Record:
     return look_at(source, lanes, topic, batch).record
 
 
-def show(
-    manifest: Manifest, record: Record, *, row: int | None, view: int | None, data: str | None, root: Path | None
-) -> Shown:
-    """Return the picture of one row, or of all rows where ``row`` is None.
-
-    Raises StreamMismatchError where data or transform are not the manifest's, DataError where an image cannot be
-    decoded or is not the one that was fed, UsageError for a row that is not there.
-    """
-    from featurestream_producer.remake import Remaker, place_of, reopen_dataset
-
-    place = None if row is None else place_of(record, row, view)
-    remaker = Remaker(manifest, reopen_dataset(manifest, data=data, root=root), record)
-    return _sheet(remaker) if place is None else _pair(remaker, place)
-
-
-def _pair(remaker: Remaker, place: Any) -> Shown:
+def _pair(remaker: Remaker, place: Place) -> Shown:
     from featurestream_producer.pictures import draw_pair, normalisation_of, to_image
 
     record = remaker.record

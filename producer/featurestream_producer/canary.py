@@ -32,9 +32,17 @@ def make_canary(reader: TapReader, transform: Transform, device: str) -> Canary:
     features = reader.capture(fixed_input(transform.image_size)).features
     return Canary(
         device=device_title(device),
-        transform=_transformed(transform),
+        transform=transform_canary(transform),
         taps=[_tap_canary(name, feature.cpu()) for name, feature in features.items()],
     )
+
+
+def transform_canary(transform: Transform) -> str | None:
+    """Return the checksum of what a transform makes of the fixed image; None where it refuses that image."""
+    try:
+        return input_checksum(transform(fixed_image(), SEED))
+    except FeatureStreamError:
+        return None  # a transform of the user's may want images of another kind
 
 
 def fixed_input(size: int) -> Tensor:
@@ -51,13 +59,6 @@ def fixed_image() -> Image.Image:
     words = np.random.Philox(key=np.array([SEED, 1], dtype=np.uint64)).random_raw(int(np.prod(shape)))
     colours = (words >> np.uint64(56)).astype(np.uint8).reshape(shape)
     return Image.fromarray(colours.repeat(BLOCK, 0).repeat(BLOCK, 1))
-
-
-def _transformed(transform: Transform) -> str | None:
-    try:
-        return input_checksum(transform(fixed_image(), SEED))
-    except FeatureStreamError:
-        return None  # a transform of the user's may want images of another kind
 
 
 def _tap_canary(name: str, feature: Tensor) -> TapCanary:

@@ -15,8 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from featurestream.errors import DataError, MissingExtraError, StreamMismatchError, UsageError
+from featurestream.health import Canary
 from featurestream.manifest import Manifest, manifest_differences
 from featurestream.record import Record
+from featurestream_producer.canary import transform_canary
 from featurestream_producer.datasets import ImageDataset, open_dataset
 from featurestream_producer.datasets.decoders import PILLOW
 from featurestream_producer.inputs import carried_checksums, input_checksum
@@ -140,17 +142,19 @@ def place_of(record: Record, row: int, view: int | None = None) -> Place:
 class Remaker:
     """Makes the inputs of one record's rows again, and compares them with the checksums that it carries.
 
+    ``canary``: what the stream's first run made of the fixed image; it tells a changed transform from a changed file.
     Construction refuses a data set that is not the manifest's, and a transform that cannot be had: StreamMismatchError,
     UsageError.
     """
 
-    def __init__(self, manifest: Manifest, dataset: ImageDataset, record: Record) -> None:
+    def __init__(self, manifest: Manifest, dataset: ImageDataset, record: Record, canary: Canary | None = None) -> None:
         check_dataset(manifest, dataset, record)
         self.manifest = manifest
         self.record = record
         self._dataset = dataset
         self._transform: Transform = described_transform(manifest.transform)
         self._carried = carried_checksums(record)
+        self._canary = canary
 
     def make(self, place: Place) -> Remade:
         """Return the image behind a row, compared with the row's own checksum where the record carries one.
@@ -190,16 +194,17 @@ class Remaker:
         return Check(nearest, rows)
 
     def _why(self) -> str:
-        """Return what may have changed, as far as it can be told."""
+        """Return what has changed, as far as it can be told."""
         name = str(self.manifest.transform.get("name"))
+        if self._canary is not None and self._canary.transform is not None:
+            if transform_canary(self._transform) == self._canary.transform:
+                return "the image file has changed since: the transform makes of a fixed image what it made of it then"
+            cause = f"the transform {name} makes something else of a fixed image than it did then"
+        else:
+            cause = f"the image file or the transform {name} has changed since"
         here = made_with("cpu")
         before = {key: value for key, value in self.manifest.made_with.items() if key != "device"}
-        libraries = [
+        others = [
             f"{key} was {value}, this is {here.get(key)}" for key, value in before.items() if here.get(key) != value
         ]
-        causes = [
-            "the image file",
-            *([f"the function {name}"] if ":" in name else []),
-            *(["a library"] if libraries else []),
-        ]
-        return "; ".join([f"since it was fed, {' or '.join(causes)} has changed", *libraries])
+        return "; ".join([cause, *others])

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from featurestream.cluster import Cluster
+from featurestream.health import Canary
 from featurestream.kafka import KafkaLog
 from featurestream.manifest_topic import ManifestTopic
 from featurestream.memory import MemoryLog
@@ -262,7 +263,8 @@ def test_a_file_that_was_changed_is_refused(cli, log, images, here) -> None:
     assert outcome.code == 3
     assert f"the image behind row 0 ({record.ids[0]}) is not the one that was fed: its checksum is " in outcome.err
     assert (
-        f"the record says {carried_checksums(record)[0]}; since it was fed, the image file has changed" in outcome.err
+        f"the record says {carried_checksums(record)[0]}; the image file has changed since: the transform"
+        in outcome.err
     )
     assert not list(here.iterdir())
     assert cli("picture", "toy", "--batch", 0, "--grid").code == 3
@@ -280,10 +282,14 @@ def test_a_transform_that_was_changed_is_refused_even_for_a_row_without_a_checks
     import transform_for_pictures  # type: ignore[import-not-found]
 
     monkeypatch.setattr(transform_for_pictures, "SCALE", 2)
-    outcome = cli("picture", "toy", "--batch", 0, "--row", free)
+    words = ("picture", "toy", "--batch", 0, "--row", free)
+    outcome = cli(*words)
     assert outcome.code == 3
     assert "is not the one that was fed" in outcome.err
-    assert f"since it was fed, the image file or the function {name} has changed" in outcome.err
+    assert f"; the transform {name} makes something else of a fixed image than it did then" in outcome.err
+    with ManifestTopic(log, "toy") as topic:
+        topic.write_canary(Canary(device="cpu", transform=None, taps=[]))
+    assert f"; the image file or the transform {name} has changed since" in cli(*words).err
 
 
 def test_a_transform_that_is_no_longer_there_is_refused(cli, log, images, here) -> None:
