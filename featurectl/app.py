@@ -25,6 +25,7 @@ from featurectl.doctor import doctor
 from featurectl.fork import fork
 from featurectl.layers import layers
 from featurectl.peek import peek
+from featurectl.picture import picture
 from featurectl.probe import probe
 from featurectl.produce import produce
 from featurectl.streams import streams
@@ -58,6 +59,7 @@ app.command()(produce)
 app.command()(layers)
 app.command()(streams)
 app.command()(peek)
+app.command()(picture)
 app.command()(train)
 app.command()(sweep)
 app.command()(fork)

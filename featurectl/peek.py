@@ -151,10 +151,15 @@ def look(
         )
     for batch in range(first, min(stop, first + count)):
         for topic in lanes.topics:
-            yield _look_at(source, lanes, topic, batch)
+            yield look_at(source, lanes, topic, batch)
 
 
-def _look_at(source: RecordSource, lanes: Lanes, topic: str, batch: int) -> Sight:
+def look_at(source: RecordSource, lanes: Lanes, topic: str, batch: int) -> Sight:
+    """Return a batch's record in one topic of ``lanes``.
+
+    Raises GoneError for a batch that retention has deleted, HoleError where it is not there, RecordError for a record
+    that is none of ours.
+    """
     from featurestream.errors import HoleError, RecordError
     from featurestream.seek import batch_of
     from featurestream.wire import decode

@@ -117,7 +117,9 @@ class StreamReport:
         }
 
     def everything(self) -> dict[str, Any]:
-        """Return everything, as JSON values: the summary with the taps and passes in full, and the manifest."""
+        """Return everything, as JSON values: the summary with taps, passes and health in full, and the manifest."""
+        from featurectl.stream_health import warnings_of
+
         facts = self.facts
         return {
             **self.summary(),
@@ -134,6 +136,9 @@ class StreamReport:
             ],
             "pass_batches": self.manifest.layout.pass_batches,
             "pass_records": [done.model_dump(mode="json") for _, done in sorted(facts.passes.items())],
+            "health": [seen.model_dump(mode="json") for _, seen in sorted(facts.health.items())],
+            "canary": None if facts.canary is None else facts.canary.model_dump(mode="json"),
+            "warnings": warnings_of(facts),
             "lease": None if facts.lease is None else facts.lease.model_dump(mode="json"),
             "end": None if facts.end is None else facts.end.model_dump(mode="json"),
             "manifest": self.manifest.model_dump(mode="json"),
@@ -305,6 +310,7 @@ def _show_one(log: Log, stream: str, *, as_json: bool) -> None:
     import time
 
     from featurectl.output import print_facts, print_json, print_table
+    from featurectl.stream_health import health_lines, health_table
     from featurestream.manifest_topic import require_manifest
 
     require_manifest(log, stream)  # the error that lists the streams and suggests the nearest
@@ -322,6 +328,11 @@ def _show_one(log: Log, stream: str, *, as_json: bool) -> None:
     if report.facts.passes:
         typer.echo("")
         print_table(*_passes_table(report))
+    if report.facts.health:
+        typer.echo("")
+        print_facts(health_lines(report.facts))
+        typer.echo("")
+        print_table(*health_table(report.facts))
     if report.readers:
         typer.echo("")
         print_table(["reader", ">batches behind"], [[reader.experiment, str(reader.lag)] for reader in report.readers])

@@ -24,16 +24,24 @@ PASS_PREFIX: Final = "pass/"
 M = TypeVar("M", bound=BaseModel)
 
 
-class _Value(BaseModel):
+class Value(BaseModel):
     """A value of the topic: frozen; keys that a later version adds are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
-class DataFacts(_Value):
+class DataFacts(Value):
     """Which samples the stream was extracted from."""
 
     source: str = Field(description="where the data was found; not part of the fingerprint, so data may move")
+    location: str | None = Field(
+        default=None, description="the source as an absolute path on the producer's machine, where it is a path"
+    )
+    root: str | None = Field(
+        default=None, description="the folder that was given for relative paths or the data, as an absolute path"
+    )
+    path_column: str | None = Field(default=None, description="the table's column of image paths, where one was named")
+    label_column: str | None = Field(default=None, description="the table's column of labels, where one was named")
     split: str | None = Field(default=None, description="the split that was asked for, where the source has splits")
     samples: int = Field(ge=1, description="N, samples in the dataset")
     label_kind: Literal["none", "class", "value", "target"] = Field(
@@ -47,7 +55,7 @@ class DataFacts(_Value):
     sha256: str = Field(description="SHA-256 over ids, labels and classes, in the dataset's order")
 
 
-class BackboneFacts(_Value):
+class BackboneFacts(Value):
     """The frozen model."""
 
     name: str = Field(description="resnet18, timm:NAME or package.module:function")
@@ -55,7 +63,7 @@ class BackboneFacts(_Value):
     weights_sha256: str = Field(description="SHA-256 over all parameters and buffers")
 
 
-class TapFacts(_Value):
+class TapFacts(Value):
     """One named output."""
 
     name: str = Field(description="the tap's name; its topic is <stream>.<name>")
@@ -73,7 +81,7 @@ class TapFacts(_Value):
         return count
 
 
-class Manifest(_Value):
+class Manifest(Value):
     """A stream's full description.
 
     ``fingerprint`` covers every field except those in :data:`NOT_FINGERPRINTED`.
@@ -123,7 +131,7 @@ class Manifest(_Value):
         raise UnknownNameError(f"tap of stream {self.stream}", name, [tap.name for tap in self.taps])
 
 
-class PassRecord(_Value):
+class PassRecord(Value):
     """One finished pass."""
 
     number: int = Field(ge=0)
@@ -136,7 +144,7 @@ class PassRecord(_Value):
     order_checksum: str = Field(description="xxh3-64 of the pass's permutation, as little-endian int64")
 
 
-class Lease(_Value):
+class Lease(Value):
     """The running producer."""
 
     producer: str = Field(description="a random id, drawn at its start")
@@ -148,7 +156,7 @@ class Lease(_Value):
     released: bool = Field(default=False, description="the producer ended by itself")
 
 
-class End(_Value):
+class End(Value):
     """A finite stream is complete."""
 
     passes: int = Field(ge=1)
@@ -163,7 +171,7 @@ NOT_FINGERPRINTED: Final = {
     "passes": True,
     "created_at": True,
     "made_with": True,
-    "data": {"source", "split"},
+    "data": {"source", "location", "root", "path_column", "label_column", "split"},
     "backbone": {"weights"},
 }
 

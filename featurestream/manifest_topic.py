@@ -9,6 +9,7 @@ from typing import Self
 from pydantic import BaseModel
 
 from featurestream.errors import RecordError, StreamNotFoundError, nearest
+from featurestream.health import CANARY_KEY, HEALTH_PREFIX, Canary, Health
 from featurestream.manifest import (
     END_KEY,
     LEASE_KEY,
@@ -38,6 +39,8 @@ class StreamFacts:
     lease: Lease | None = None
     lease_stamp_ms: int = 0  # when the lease's last heartbeat was appended, by the log's clock
     end: End | None = None
+    canary: Canary | None = None
+    health: dict[int, Health] = field(default_factory=dict)  # by worker
 
     def apply(self, record: LogRecord) -> None:
         """Take over one record of the topic: the last value of a key counts, a tombstone takes it away."""
@@ -54,6 +57,13 @@ class StreamFacts:
             elif key.startswith(PASS_PREFIX) and value is not None:
                 done = from_json(PassRecord, value)
                 self.passes[done.number] = done
+            elif key == CANARY_KEY:
+                self.canary = from_json(Canary, value) if value is not None else None
+            elif key.startswith(HEALTH_PREFIX) and value is not None:
+                seen = from_json(Health, value)
+                self.health[seen.worker] = seen
+            elif key.startswith(HEALTH_PREFIX):
+                self.health = {n: seen for n, seen in self.health.items() if key != f"{HEALTH_PREFIX}{n}"}
             # Other keys are a later version's: unknown facts change none of the known ones.
         except RecordError as error:
             raise error.at(record.topic, record.lane, record.offset) from error
@@ -107,6 +117,14 @@ class ManifestTopic:
     def write_end(self, end: End | None) -> None:
         """Publish that the stream is complete, or (None) that it no longer is."""
         self._write(END_KEY, end)
+
+    def write_canary(self, canary: Canary) -> None:
+        """Publish what the stream's first run made of the fixed input."""
+        self._write(CANARY_KEY, canary)
+
+    def write_health(self, worker: int, health: Health | None) -> None:
+        """Publish what a worker has seen, or (None) that there is no such worker any more."""
+        self._write(f"{HEALTH_PREFIX}{worker}", health)
 
     def _write(self, key: str, value: BaseModel | None) -> None:
         self._sink.append(self.topic, 0, key=key.encode(), value=None if value is None else to_json(value))

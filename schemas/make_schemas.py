@@ -1,4 +1,5 @@
-"""Write the JSON Schemas of the values of `<stream>.manifest` from the models in featurestream/manifest.py.
+"""Write the JSON Schemas of the values of `<stream>.manifest` from the models in featurestream/manifest.py
+and featurestream/health.py.
 
 Run it after a change there, and look at the difference: a field that is gone, or means something else, breaks readers
 in other languages (README.md, "How it evolves"). `feature-record-v1.schema.json` is written by hand.
@@ -9,13 +10,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from featurestream.health import Canary, Health
 from featurestream.manifest import End, Lease, Manifest, PassRecord
 
-MODELS = {"manifest": Manifest, "pass": PassRecord, "lease": Lease, "end": End}
+MODELS = {
+    "manifest": Manifest, "pass": PassRecord, "lease": Lease, "end": End, "canary": Canary, "health": Health,
+}  # fmt: skip
 
 
 def main() -> None:
-    """Write the four files beside this one."""
+    """Write the files beside this one."""
     for name, model in MODELS.items():
         file = f"{name}-v1.schema.json"
         marks = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": file}

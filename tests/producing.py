@@ -17,11 +17,13 @@ from PIL import Image
 from torch import nn
 
 from featurestream.manifest import Manifest
+from featurestream.manifest_topic import ManifestTopic, StreamFacts
 from featurestream.names import tap_topic
 from featurestream.ports import Log
 from featurestream.record import Record
 from featurestream.wire import decode
 from featurestream_producer.config import ProduceConfig
+from featurestream_producer.health import merged_inputs, merged_taps
 
 REPOSITORY = Path(__file__).parents[1]
 BACKBONE = "tests.producing:small"
@@ -140,7 +142,29 @@ def content(record: Record) -> tuple[object, ...]:
         record.fingerprint, record.tap, record.batch, record.pass_number, record.views, record.dtype, record.shape,
         record.payload.tobytes(), record.indices.tolist(), record.ids,
         None if record.labels is None else record.labels.tolist(), record.missing,
+        record.extra,
     )  # fmt: skip
+
+
+def manifest_of(log: Log, stream: str) -> Manifest:
+    """Return a stream's manifest."""
+    with ManifestTopic(log, stream) as topic:
+        manifest = topic.read().manifest
+    assert manifest is not None
+    return manifest
+
+
+def seen_numbers(facts: StreamFacts) -> dict[str, float]:
+    """Return what must not depend on how many runs or workers have looked, and when."""
+    health = [one for _, one in sorted(facts.health.items())]
+    inputs = merged_inputs(health)
+    found = {"batches": float(sum(one.batches for one in health)), "numbers": float(inputs.numbers)}
+    for name in ("mean", "std", "least", "largest"):
+        found |= {f"{name} of channel {channel}": value for channel, value in enumerate(getattr(inputs, name))}
+    for tap in merged_taps(health):
+        apart = {"name", "separability", "probe_rows"}
+        found |= {f"{key} of {tap.name}": value for key, value in tap.model_dump(exclude=apart).items()}
+    return found
 
 
 def contents(log: Log, manifest: Manifest) -> dict[tuple[str, int], list[tuple[object, ...]]]:

@@ -23,7 +23,7 @@ from featurestream.errors import FeatureStreamError, InternalError, OutsideError
 from featurestream.ports import Log
 from featurestream_producer.interrupts import interrupt_blocked
 from featurestream_producer.taps import TapReader
-from featurestream_producer.worker import Done, Durable, Job, Sent, work
+from featurestream_producer.worker import Done, Durable, Job, Ready, Sent, work
 
 END_S = 30.0  # how long a worker that was told to stop may take to send what it has computed
 
@@ -36,7 +36,7 @@ class Failed:
     error: BaseException
 
 
-Event = Sent | Durable | Done | Failed
+Event = Ready | Sent | Durable | Done | Failed
 MakeReader = Callable[[Job], TapReader]
 
 

@@ -13,11 +13,14 @@ from featurestream.manifest import Manifest, TapFacts
 from featurestream.record import ITEM_BYTES
 from featurestream.wire import RECORD_LIMIT, record_bytes_bound, rows_that_fit
 from featurestream_producer.config import retention_text
+from featurestream_producer.inputs import INPUTS_BYTES
 
 #: What a row takes in a record's header beside its id: sample index, label and the id's length, as msgpack has them.
 ROW_HEADER_BYTES: Final = 12
 #: What a record takes whatever its rows are.
 RECORD_HEADER_BYTES: Final = 600
+#: What the numbers of a batch and its header may take: the producer's own extra key is not in the wire format's bound.
+BATCH_LIMIT: Final = RECORD_LIMIT - INPUTS_BYTES
 #: What one reader reads a second where the break-even is worked out. A cautious half of what was measured over
 #: loopback with checksum and decoding.
 READ_BYTES_S: Final = 1e9
@@ -223,7 +226,8 @@ def plan_of(
         mean_id_bytes=sum(id_bytes) / len(id_bytes),
         record_bytes=record_bytes_bound(
             widest, batch_rows, max(id_bytes), manifest.data.label_values, views=layout.views
-        ),
+        )
+        + INPUTS_BYTES,
         retention_ms=retention_ms,
         retention_bytes=retention_bytes,
         speed=speed,
@@ -240,7 +244,7 @@ def choose_batch_samples(
     """
     widest = max(taps, key=lambda tap: row_bytes(tap, dtype))
     size = row_bytes(widest, dtype)
-    fit = rows_that_fit(size, longest_id_bytes, label_values, views=views) // views
+    fit = rows_that_fit(size, longest_id_bytes, label_values, views=views, limit=BATCH_LIMIT) // views
     if fit == 0:
         raise UsageError(
             f"one sample of tap {widest.spec} is too large for a record: {views} x "
@@ -261,7 +265,8 @@ def _what_helps(tap: TapFacts, dtype: str, views: int, longest_id_bytes: int, la
     """Return the largest pooling of the tap's map that fits, and the settings with which it fits as it is."""
 
     def fits(numbers: int, dtype: str = dtype, views: int = views) -> bool:
-        return rows_that_fit(numbers * ITEM_BYTES[dtype], longest_id_bytes, label_values, views=views) > 0
+        size = numbers * ITEM_BYTES[dtype]
+        return rows_that_fit(size, longest_id_bytes, label_values, views=views, limit=BATCH_LIMIT) > 0
 
     parts = []
     if tap.pool is None and len(tap.shape) == 3:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -78,7 +79,13 @@ def prepare(config: ProduceConfig) -> Prepared:
     # With several devices each gets a process, and this one must not take memory on any of them.
     reader = build_reader(config, backbone, transform, specs, devices[0] if len(devices) == 1 else "cpu")
     taps = [_tap_facts(spec, reader.shapes[spec.name]) for spec in specs]
-    data = _data_facts(config, dataset)
+    data = data_facts(
+        dataset,
+        root=config.root,
+        path_column=config.path_column,
+        label_column=config.label_column,
+        split=config.split,
+    )
     manifest = Manifest(
         stream=config.stream,
         data=data,
@@ -242,10 +249,18 @@ def _tap_facts(spec: TapSpec, shape: tuple[int, ...]) -> TapFacts:
     )
 
 
-def _data_facts(config: ProduceConfig, dataset: ImageDataset) -> DataFacts:
+def data_facts(
+    dataset: ImageDataset, *, root: Path | None, path_column: str | None, label_column: str | None, split: str | None
+) -> DataFacts:
+    """Return what a manifest says of a data set that was opened with these arguments."""
+    place = Path(dataset.source)
     return DataFacts(
         source=dataset.source,
-        split=config.split,
+        location=str(place.absolute()) if place.exists() else None,
+        root=None if root is None else str(root.absolute()),
+        path_column=path_column,
+        label_column=label_column,
+        split=split,
         samples=len(dataset),
         sha256=dataset.fingerprint(),
         **label_facts(dataset.labels, dataset.classes),

@@ -33,6 +33,7 @@ from featurestream.record import MissingSample
 from featurestream.topics import tap_topic_settings
 from featurestream_producer.config import ProduceConfig
 from featurestream_producer.devices import loader_workers
+from featurestream_producer.health_watch import HealthWatch
 from featurestream_producer.interrupts import stop_on_signals
 from featurestream_producer.launch import END_S, Crew, Failed, start
 from featurestream_producer.lease import HeldLease
@@ -49,7 +50,7 @@ from featurestream_producer.prepare import (
 )
 from featurestream_producer.resume import PassSoFar, Tail, find_tail, fresh_tail, passes_so_far
 from featurestream_producer.sampling import order_checksum, permutation
-from featurestream_producer.worker import Done, Durable, Job, Sent, Stages
+from featurestream_producer.worker import Done, Durable, Job, Ready, Sent, Stages
 
 TICK_S: Final = 0.2  # how soon Ctrl-C and a lost lease are noticed
 SHOWN_MISSING: Final = 3
@@ -75,6 +76,7 @@ class Result:
         seconds: how long batches were made, from the first worker's start to the last one's end.
         images_per_s: rows a second of that time.
         stages: where the devices' threads spent it, in seconds, a mean over the workers.
+        warnings: what was conspicuous at the inputs and the features.
         finished: a finite stream is complete now.
         interrupted: a signal ended the run; the stream can be gone on with.
     """
@@ -91,6 +93,7 @@ class Result:
     stages: Stages
     finished: bool
     interrupted: bool
+    warnings: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """Return the result as one JSON object."""
@@ -164,10 +167,12 @@ class _Run:
         self._lease = lease
         self._say = say
         self._stop = threading.Event()
+        self._facts = StreamFacts(topic.stream)
+        self._warnings: tuple[str, ...] = ()
 
     def publish(self, progress: ShowProgress | None) -> Result:
         """Publish what is left, from what the manifest's topic says now."""
-        facts = _facts(self._log, self._topic, self._prepared)
+        facts = self._facts = _facts(self._log, self._topic, self._prepared)
         if facts.manifest is None:
             manifest = self._prepared.manifest
             self._topic.write_manifest(manifest)
@@ -229,6 +234,7 @@ class _Run:
                 loader_workers=loader_workers(device, len(devices), os.cpu_count() or 1)
                 if prepared.config.workers is None
                 else prepared.config.workers,
+                expected=prepared.backbone.preset if prepared.backbone.preset_known else None,
             )
             for index, device in enumerate(devices)
         ]
@@ -281,6 +287,8 @@ class _Run:
         stages: list[Stages] = []
         failure: BaseException | None = None
         deadline = float("inf")
+        say = self._say if shown is None else shown.say
+        health = HealthWatch(self._topic, manifest, self._facts, jobs, lambda line: say(f"{WARNING}{line}"))
         began = time.perf_counter()
         while running and time.monotonic() < deadline:
             event = crew.next_event(TICK_S)
@@ -289,14 +297,16 @@ class _Run:
             if self._stop.is_set():
                 crew.stop()
             match event:
+                case Ready():
+                    health.begin(event)
                 case Sent():
+                    health.see(event)
                     ledger.sent(event.batch, rows=event.rows, size=event.size, missing=event.missing, at_ms=event.at_ms)
                     if shown is not None:
                         speed = ledger.bytes / max(time.perf_counter() - began, 1e-9)
                         images = event.rows + len(event.missing) * manifest.views
                         shown.advance(images, rate=f"{size_text(speed)}/s")
                 case Durable():
-                    say = self._say if shown is None else shown.say
                     self._record(manifest, ledger.is_durable(event.worker, event.below), say)
                 case Done():
                     running.discard(event.worker)
@@ -307,6 +317,9 @@ class _Run:
                         failure = event.error
                         deadline = time.monotonic() + END_S
                         crew.stop()
+        if not isinstance(failure, BrokerError):  # a log that is gone takes no facts
+            health.write()
+        self._warnings = tuple(health.warnings)
         if failure is not None:
             raise failure
         return _mean(stages)
@@ -353,6 +366,7 @@ class _Run:
             stages=stages,
             finished=finished,
             interrupted=self._stop.is_set() and not finished,
+            warnings=self._warnings,
         )
         self._say(_summary(result))
         if missing:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -205,6 +205,37 @@ def build_transform(name: str, *, image_size: int | None, preset: Preset) -> Tra
     return look_up("transform", name, cast(Mapping[str, Callable[[Preset], Transform]], TRANSFORMS))(preset)
 
 
+def described_transform(description: Mapping[str, Any]) -> Transform:
+    """Return the transform that :meth:`Transform.describe` has described, as a manifest holds it.
+
+    Raises UsageError where this featurestream has no such transform, or one that would now be described otherwise.
+    """
+    name = description.get("name")
+    try:
+        if name == "eval":
+            transform: Transform = EvalTransform(_described_preset(description))
+        elif name == "train":
+            preset = _described_preset({"resize_size": description["image_size"], **description})
+            transform = TrainTransform(preset, _pair(description["scale"]), _pair(description["ratio"]))
+        else:
+            transform = FunctionTransform(str(name), int(description["image_size"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"a transform is described as {dict(description)}, which this featurestream cannot make: {error!r}",
+            hint="the stream may come from a newer featurestream: upgrade this one",
+        ) from error
+    again = transform.describe()
+    differing = [key for key in {**description, **again} if description.get(key) != again.get(key)]
+    if differing:
+        key = differing[0]
+        raise UsageError(
+            f'transform "{name}" is another one here: {key} is {again.get(key)!r}, in the manifest '
+            f"{description.get(key)!r}",
+            hint="the stream may come from another featurestream",
+        )
+    return transform
+
+
 def normalise(image: Image.Image, preset: Preset) -> Tensor:
     """Return an RGB image as float32 (3, H, W): ((value / 255) - mean) / std, in this order and in float32.
 
@@ -233,6 +264,18 @@ def _resized(size: tuple[int, int], short_side: int) -> tuple[int, int]:
 
 def _json(preset: Preset) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(preset).items()}
+
+
+def _described_preset(description: Mapping[str, Any]) -> Preset:
+    names = [field.name for field in fields(Preset)]
+    values: dict[str, Any] = {name: description[name] for name in names if name in description}
+    fixed: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Preset(**fixed)
+
+
+def _pair(values: Any) -> tuple[float, float]:
+    low, high = values
+    return low, high
 
 
 def _filter(preset: Preset) -> Image.Resampling:

@@ -4,8 +4,9 @@ Files are read with ``torch.load(weights_only=True)`` or safetensors: no code in
 by their ends: a checkpoint is flattened to dotted names ("state_dict.module.encoder_q.layer1.0.conv1.weight"), and
 the part in front of the model's own names that fits most of them is the prefix. This covers what the usual
 self-supervised trainers write, without a list that ages: DDP's ``module.``, torch.compile's ``_orig_mod.``, MoCo's
-``encoder_q.`` and ``base_encoder.``, DINO's ``teacher.backbone.``, VISSL's
-``classy_state_dict.base_model.model.trunk._feature_blocks.``, lightly's ``backbone.``, and whatever comes next.
+``encoder_q.`` and ``base_encoder.``, DINO's ``teacher.backbone.``, BYOL's ``online_encoder.``, SimCLR's ``encoder.``,
+VISSL's ``classy_state_dict.base_model.model.trunk._feature_blocks.``, Lightning's ``state_dict.model.``, timm's
+``state_dict_ema.``, lightly's ``backbone.``, and whatever comes next.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from __future__ import annotations
 import argparse
 import codecs
 import hashlib
+import pathlib
 import pickle
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +30,10 @@ from torch import Tensor, nn
 
 from featurestream.errors import DataError, UsageError
 
-# Where several copies of a model fit equally well, the first of these words that a prefix holds decides: averaged
-# and teacher weights are the ones that DINO, timm and torchvision evaluate; a key or momentum encoder is not.
-_PREFERRED = ("teacher", "model_ema", "state_dict_ema", "ema", "encoder_q", "base_encoder", "online")
+# Where several copies of a model fit equally well, the words of their prefixes decide: averaged and teacher weights
+# are the ones that DINO, timm and torchvision evaluate, and what MoCo and BYOL evaluate is not the key or target copy.
+_PREFERRED = (frozenset({"teacher", "ema"}), frozenset({"q", "query", "base", "online"}))
+_AVOIDED = frozenset({"student", "k", "key", "momentum", "target"})
 
 # First parts of the names that hold a final classifier in torchvision, timm and their relatives. A backbone may come
 # without it, or with one for other classes.
@@ -38,12 +42,21 @@ _CLASSIFIERS = frozenset(
      "aux_classifier"}
 )  # fmt: skip
 
-# What old training scripts pickled beside their tensors. These classes run no code of the file's while they load.
+_POSIX_PATHS = ("PosixPath", "PurePosixPath")
+_LIGHTNING_MODULES = (
+    "pytorch_lightning.utilities.parsing", "lightning.pytorch.utilities.parsing", "lightning_fabric.utilities.data",
+    "lightning.fabric.utilities.data",
+)  # fmt: skip
+
+# What training scripts pickle beside their tensors. These classes run no code of the file's while they load.
 _HARMLESS: list[Any] = [
     argparse.Namespace,
     np.dtype,
     np.ndarray,
     codecs.encode,
+    # Arguments hold paths, and Lightning keeps hyperparameters in a dict of its own; plain ones take their place.
+    *((pathlib.PurePosixPath, f"pathlib{module}.{kind}") for module in ("", "._local") for kind in _POSIX_PATHS),
+    *((dict, f"{module}.AttributeDict") for module in _LIGHTNING_MODULES),
     *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
     *(
         (getattr(multiarray, function), f"{module}.multiarray.{function}")
@@ -99,9 +112,10 @@ def state_sha256(model: nn.Module) -> str:
 def load_weights(model: nn.Module, file: Path) -> WeightsReport:
     """Load what ``file`` holds for ``model`` into it, in place, and report it.
 
-    Raises UsageError when there is no such file; DataError when it cannot be read safely, when nothing in it fits, or
-    when a tensor has another shape than the model's. Only a final classifier may have another shape: it then counts as
-    missing.
+    Raises UsageError when there is no such file; DataError when it cannot be read safely, when nothing in it fits, when
+    a tensor has another shape than the model's, or when one of the two has layers, inside of what both have, that the
+    other has not: another architecture. Only a final classifier may have another shape: it then counts as missing.
+    Whole parts that one of the two does not have (a projection head, the last stage) are reported and no error.
     """
     if not file.is_file():
         raise UsageError(f'no such weights file: "{file}"', hint="expected .pth, .pt, .ckpt, .bin or .safetensors")
@@ -125,10 +139,12 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str)
         shown = "; ".join(
             f"{name}: {_dims(found[name])} in the file, {_dims(wanted[name])} in the model" for name in fatal[:4]
         )
+        count = "1 tensor has" if len(fatal) == 1 else f"{len(fatal)} tensors have"
         raise DataError(
-            f'"{source}" does not fit this model: {len(fatal)} tensors have another shape: {shown}',
-            hint="nothing is resized or cut; use the model that the weights were trained with",
+            f'"{source}" does not fit this model: {count} another shape: {shown}',
+            hint="nothing is resized or cut: is this a checkpoint of another architecture?",
         )
+    _check_layers(model, found, source)
     matched = sorted(name for name in wanted if name in found and name not in wrong)
     missing = sorted(name for name in wanted if name not in found or name in wrong)
     with torch.no_grad():
@@ -141,10 +157,63 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str)
     return WeightsReport(source, state_sha256(model), prefix, tuple(matched), tuple(missing), tuple(unexpected))
 
 
+def _check_layers(model: nn.Module, found: Mapping[str, Tensor], source: str) -> None:
+    """Raise DataError where file and model differ in depth or kind: ResNet-18 finds all its names in ResNet-34's."""
+    learned = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    modules = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    # A module with tensors counts for all that it lies in: "layer1.2.conv1" is something of "layer1.2" and "layer1".
+    here, there = _parts(learned), _parts(found)
+    both = here & there & modules
+    strange = {
+        "the file has {} inside of what both have, the model has not": {
+            *(part for part in there - modules if _module_of(part) in both),
+            *(
+                name
+                for name in found
+                if name.endswith((".weight", ".bias")) and name not in learned and _module_of(name) in both
+            ),
+        },
+        "the model has {} inside of what both have, the file has not": {
+            part for part in here - there if _module_of(part) in both
+        },
+    }
+    reasons = [
+        what.format(_first(tuple(sorted(shown))))
+        for what, names in strange.items()
+        if (shown := {name for name in names if not _is_classifier(name)})
+    ]
+    body = [name for name in learned if not _is_classifier(name)]
+    matched = sum(name in found for name in body)
+    if 2 * matched < len(body):
+        reasons.append(f"it has {matched} of the model's {len(body)} tensors")
+    if reasons:
+        raise DataError(
+            f'"{source}" is a checkpoint of another architecture: {reasons[0]}',
+            hint="use the model that the weights were trained with",
+        )
+
+
+def _module_of(name: str) -> str:
+    """Return the path of the module that holds a tensor or a module; an empty text for the model itself."""
+    return name.rpartition(".")[0]
+
+
+def _parts(tensors: Iterable[str]) -> set[str]:
+    """Return the modules that hold the tensors, and all that these lie in."""
+    parts: set[str] = set()
+    for name in tensors:
+        module = _module_of(name)
+        while module and module not in parts:
+            parts.add(module)
+            module = _module_of(module)
+    return parts
+
+
 def find_prefix(names: list[str], wanted: set[str]) -> str | None:
     """Return what stands in front of most of the ``wanted`` names in ``names``; None where none of them is there.
 
-    Of equally good ones, the preferred (teacher before student), then the shortest, then the first by alphabet.
+    Of equally good ones, the preferred (teacher before student, online before target), then the shortest, then the
+    first by alphabet.
     """
     counts: Counter[str] = Counter()
     for name in names:
@@ -202,8 +271,10 @@ def _flatten(value: object, name: str, out: dict[str, Tensor]) -> None:
 
 
 def _preference(prefix: str) -> int:
-    parts = prefix.split(".")
-    return next((rank for rank, word in enumerate(_PREFERRED) if word in parts), len(_PREFERRED))
+    words = set(re.split(r"[._]", prefix))
+    if words & _AVOIDED:
+        return len(_PREFERRED) + 1
+    return next((rank for rank, preferred in enumerate(_PREFERRED) if words & preferred), len(_PREFERRED))
 
 
 def _is_classifier(name: str) -> bool:
@@ -221,5 +292,8 @@ def _first(names: tuple[str, ...]) -> str:
 def _reason(error: Exception) -> str:
     # torch explains at length how to switch the protection off, which is not the advice that we give.
     text = str(error).strip()
-    unsupported = text.find("Unsupported ")
-    return text[max(unsupported, 0) :].split("\n")[0] or type(error).__name__
+    for mark in ("Unsupported ", "WeightsUnpickler error: "):
+        if mark in text:
+            text = text[text.index(mark) :].removeprefix("WeightsUnpickler error: ")
+            break
+    return text.split("\n")[0] or type(error).__name__

@@ -22,13 +22,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featurestream.errors import DataError, UsageError
+from featurestream.health import Canary
 from featurestream.manifest import Manifest
 from featurestream.names import record_key, tap_topic
 from featurestream.ports import RecordSink
 from featurestream.record import MissingSample, Record, short_reason
 from featurestream.wire import Encoder, headers_of
+from featurestream_producer.canary import make_canary
 from featurestream_producer.datasets import ImageDataset
+from featurestream_producer.health import Glance, InputGlance, is_early, is_looked_at, look_at, look_at_inputs
+from featurestream_producer.inputs import input_checksums, to_extra
 from featurestream_producer.loader import BatchLoader, BatchPlan, LoadedBatch
+from featurestream_producer.preset import Preset
 from featurestream_producer.resume import Tail
 from featurestream_producer.sampling import permutation
 from featurestream_producer.taps import TapReader
@@ -48,6 +53,7 @@ class Job:
         index, workers: worker ``index`` of ``workers`` owns the lanes l with l mod ``workers`` = ``index``.
         device: a torch device.
         loader_workers: processes that load images for it; 0 is a thread of its own.
+        expected: the normalisation that the weights want, where somebody has said it.
     """
 
     manifest: Manifest
@@ -58,6 +64,7 @@ class Job:
     workers: int
     device: str
     loader_workers: int
+    expected: Preset | None = None
 
     @property
     def lanes(self) -> tuple[int, ...]:
@@ -81,7 +88,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A batch was handed to the log: all records of it that were lacking. ``size`` is their bytes."""
+    """A batch was handed to the log: all records of it that were lacking. ``size`` is their bytes.
+
+    ``glance`` is what was seen of its images and features, where it was looked at.
+    """
 
     worker: int
     batch: int
@@ -89,6 +99,15 @@ class Sent:
     size: int
     missing: tuple[MissingSample, ...]
     at_ms: int
+    glance: Glance | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The worker begins: what its device makes of the fixed input."""
+
+    worker: int
+    canary: Canary
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +139,15 @@ class Done:
     stages: Stages
 
 
-Report = Callable[[Sent | Durable], None]
+Report = Callable[[Sent | Durable | Ready], None]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Features:
     loaded: LoadedBatch
     features: dict[str, Tensor]  # on the CPU
+    inputs: tuple[tuple[int, str], ...]  # checksums of a few rows' images
+    seen: InputGlance | None
     extracted_ns: int
 
 
@@ -140,6 +161,7 @@ def work(job: Job, reader: TapReader, sink: RecordSink, report: Report, stop: th
     sender = _Sender(job, sink, report)
     data_s = forward_s = send_s = 0.0
     in_a_row = 0
+    report(Ready(job.index, make_canary(reader, job.transform, job.device)))
     with sender, BatchLoader(
         job.dataset, job.transform, seed=job.manifest.seed, views=job.manifest.views, batches=job.plans(),
         workers=job.loader_workers,
@@ -155,10 +177,14 @@ def work(job: Job, reader: TapReader, sink: RecordSink, report: Report, stop: th
             in_a_row = 0 if len(loaded.present) else in_a_row + len(loaded.missing)
             if in_a_row >= LOST_AFTER:
                 raise _lost(loaded, in_a_row)
+            # Before a layer can overwrite the images.
+            inputs = input_checksums(loaded.plan.batch, loaded.images)
+            looked = is_looked_at(loaded.plan.batch, job.tail.first_lacking, job.manifest.lanes)
+            seen = look_at_inputs(loaded.images, job.manifest.views, job.expected) if looked else None
             features = _forward(reader, loaded, job.device)
             computed = time.perf_counter()
             forward_s += computed - got
-            sender.put(_Features(loaded, features, time.time_ns()))
+            sender.put(_Features(loaded, features, inputs, seen, time.time_ns()))
             send_s += time.perf_counter() - computed
         sender.finish(stopped=stop.is_set())
     return Stages(data_s, forward_s, send_s, sender.busy_s)
@@ -272,12 +298,16 @@ class _Sender:
                 stream=manifest.stream, fingerprint=manifest.fingerprint, tap=tap, batch=plan.batch,
                 pass_number=plan.pass_number, views=manifest.views, dtype=manifest.dtype,
                 shape=tuple(feature.shape[1:]), payload=raw_bytes(feature), indices=indices, ids=ids, labels=labels,
-                missing=missing, extracted_ns=item.extracted_ns,
+                missing=missing, extracted_ns=item.extracted_ns, extra=to_extra(item.inputs),
             )  # fmt: skip
             value = self._encoder.encode(record)
             size += value.nbytes
             self._sink.append(tap_topic(manifest.stream, tap), lane, key=key, value=value, headers=headers_of(record))
-        return Sent(self._job.index, plan.batch, len(ids), size, missing, item.extracted_ns // 1_000_000)
+        glance = None
+        if item.seen is not None:
+            early = is_early(plan.batch, self._job.tail.first_lacking)
+            glance = look_at(item.features, item.seen, labels, manifest.views, probe=early)
+        return Sent(self._job.index, plan.batch, len(ids), size, missing, item.extracted_ns // 1_000_000, glance)
 
 
 def raw_bytes(feature: Tensor) -> NDArray[np.uint8]:

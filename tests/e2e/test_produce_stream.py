@@ -23,7 +23,7 @@ from featurestream_producer.datasets import open_dataset
 from featurestream_producer.run import produce
 from featurestream_producer.sampling import order_checksum, permutation, sample_seed
 from featurestream_producer.transforms import build_transform
-from tests.producing import TAPS, command, config, contents, read_lanes, wait_for_batches, write_images
+from tests.producing import TAPS, command, config, contents, read_lanes, seen_numbers, wait_for_batches, write_images
 
 pytestmark = pytest.mark.broker
 NAMES = [tap.partition("=")[2] for tap in TAPS]
@@ -99,7 +99,18 @@ def test_two_processes_publish_bit_for_bit_what_one_does(log: KafkaLog, images: 
     assert (result.batches, result.rows, result.finished) == (12, 80, True)
     one, two = require_manifest(log, unique), require_manifest(log, f"{unique}-2")
     assert contents(log, one) == contents(log, two)
-    assert sorted(facts_of(log, f"{unique}-2").passes) == [0, 1]
+    alone, together = facts_of(log, unique), facts_of(log, f"{unique}-2")
+    assert sorted(together.passes) == [0, 1]
+    assert together.canary == alone.canary
+    assert [(health.lanes, health.batches) for health in together.health.values()] == [([0, 2], 8), ([1], 4)]
+    assert seen_numbers(together) == pytest.approx(seen_numbers(alone), rel=1e-9)
+
+
+def test_workers_that_are_no_more_leave_no_health_behind(log: KafkaLog, images: Path, unique: str) -> None:
+    produce(config(images, unique, passes=1, devices=("cpu", "cpu")), log, say=lambda _: None)
+    produce(config(images, unique, passes=2), log, say=lambda _: None)
+    [health] = facts_of(log, unique).health.values()
+    assert (health.worker, health.workers, health.lanes, health.batches) == (0, 1, [0, 1, 2], 6)
 
 
 def test_after_kill_9_at_any_moment_the_stream_goes_on_as_if_nothing_had_happened(

@@ -12,7 +12,10 @@ from typer.testing import CliRunner
 from featurectl.app import app, run
 from featurestream.errors import BrokerError, GoneError, InternalError, UsageError
 
-COMMANDS = ("demo", "broker", "produce", "layers", "streams", "peek", "train", "fork", "probe", "compare", "doctor")
+COMMANDS = (
+    "demo", "broker", "produce", "layers", "streams", "peek", "picture", "train", "sweep", "fork", "probe", "compare",
+    "doctor",
+)  # fmt: skip
 HEAVY = ("torch", "torchvision", "pandas", "numpy", "matplotlib", "confluent_kafka", "pydantic")
 
 

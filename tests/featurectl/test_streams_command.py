@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from featurestream.cluster import Cluster
+from featurestream.health import Canary, Health, InputHealth, TapCanary, TapHealth
 from featurestream.kafka import KafkaLog
 from featurestream.manifest import End, Lease, PassRecord
 from featurestream.manifest_topic import ManifestTopic
@@ -109,6 +110,79 @@ def test_one_stream_is_shown_with_its_manifest_taps_and_passes(cli, log) -> None
     text = cli("streams", "toy").out
     assert "passes      2 of 2 done, complete\n" in text
     assert "on the log  6 batches from batch:0 on, 3 a pass; about " in text
+
+
+def seen_by(worker: int, *, sketch: float = 1.0, mean: float = 0.5, warnings: tuple[str, ...] = ()) -> Health:
+    """One worker's health: 8 batches, of which 128 rows of 2 numbers were looked at."""
+    taps = [
+        TapHealth(
+            name=name, rows=128, numbers=256, mean=mean, variance=0.25, spread=0.16, freedom=240, zeros=64, largest=3.0,
+            peak=3.0, at_peak=1, separability=1.5, probe_rows=128,
+        )
+        for name in ("layer3", "avgpool")
+    ]  # fmt: skip
+    return Health(
+        worker=worker, workers=2, device="cpu", lanes=[worker], batches=8, at=AT,
+        canary=Canary(
+            device="cpu", transform="0" * 16,
+            taps=[TapCanary(name="layer3", checksum=f"{sketch:.14f}", sketch=[sketch, 0.0])],
+        ),
+        inputs=InputHealth(
+            numbers=100, mean=[0.0, 0.1, 0.2], std=[1.0, 1.0, 1.0], least=[-1.0] * 3, largest=[1.0] * 3, outside=0,
+            expected_mean=[0.5] * 3, expected_std=[0.5] * 3,
+        ),
+        taps=taps, warnings=list(warnings),
+    )  # fmt: skip
+
+
+def write_health(log, *health: Health) -> None:
+    publish(log, make_manifest("toy"))
+    with ManifestTopic(log, "toy") as topic:
+        topic.write_canary(health[0].canary)
+        for one in health:
+            topic.write_health(one.worker, one)
+
+
+def test_the_health_of_a_stream_is_shown(cli, log) -> None:
+    write_health(log, seen_by(0), seen_by(1))
+    lines = [" ".join(line.split()) for line in cli("streams", "toy").out.splitlines()]
+    assert "batches looked at cpu (8), cpu (8)" in lines
+    assert "inputs mean 0 0.1 0.2, std 1 1 1 of red, green, blue; as colours from 0.00 to 1.00" in lines
+    assert "fixed input the same on all devices, bit for bit" in lines
+    assert "warnings none" in lines
+    assert "tap rows looked at mean std std between rows zeros largest separability" in lines
+    assert "avgpool 256 0.5 0.5 0.4 25.0% 3 1.5" in lines
+    [facts] = cli("streams", "toy", "--json").rows
+    assert [one["worker"] for one in facts["health"]] == [0, 1]
+    assert facts["health"][0]["taps"][1]["zeros"] == 64
+    assert facts["canary"]["taps"][0]["sketch"] == [1.0, 0.0]
+    assert facts["warnings"] == []
+
+
+def test_warnings_and_devices_that_disagree_are_shown(cli, log) -> None:
+    write_health(log, seen_by(0, warnings=("the images are upside down",)), seen_by(1, sketch=1.2, mean=5.0))
+    out = cli("streams", "toy").out
+    assert "fixed input        devices are at most 20.00% apart\n" in out
+    assert "warning            the images are upside down\n" in out
+    assert 'warning            tap "layer3": cpu and cpu (worker 0) disagree on a fixed input: 20.0% apart' in out
+    assert 'tap "avgpool": cpu (worker 0) has mean 0.5, std 0.5; cpu (worker 1) has 5 and 0.5: the devices dis' in out
+    [facts] = cli("streams", "toy", "--json").rows
+    assert len(facts["warnings"]) == 4
+
+
+def test_a_worker_that_is_no_more_is_not_shown(cli, log) -> None:
+    write_health(log, seen_by(0), seen_by(1))
+    with ManifestTopic(log, "toy") as topic:
+        topic.write_health(1, None)
+    [facts] = cli("streams", "toy", "--json").rows
+    assert [one["worker"] for one in facts["health"]] == [0]
+
+
+def test_a_stream_of_an_older_producer_has_no_health(cli, log) -> None:
+    publish(log, make_manifest("toy"))
+    assert "warnings" not in cli("streams", "toy").out
+    [facts] = cli("streams", "toy", "--json").rows
+    assert (facts["health"], facts["canary"], facts["warnings"]) == ([], None, [])
 
 
 def test_what_retention_has_deleted_is_not_counted(cli, log) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from featurestream.errors import DataError, MissingExtraError, UnknownNameError, UsageError
 from featurestream_producer.backbones import Backbone, build_backbone
+from featurestream_producer.backbones.timm import weights_name
 from featurestream_producer.backbones.torchvision import preset_of
 from featurestream_producer.layers import probe
 from featurestream_producer.preset import IMAGENET, Preset
@@ -191,6 +192,23 @@ def test_a_timm_model_brings_its_own_preset() -> None:
     assert probe(built.model, ["blocks.0"], 224)[0].described == "197 x 192"
     with pytest.raises(UnknownNameError, match='unknown timm model "vit_tny"'):
         build_backbone("timm:vit_tny", weights=None, seed=0)
+
+
+def test_timms_weights_are_named_as_timm_names_them() -> None:
+    assert weights_name("resnet50", {"architecture": "resnet50", "tag": "a1_in1k"}) == "resnet50.a1_in1k"
+    assert weights_name("resnet50.a1_in1k", {"architecture": "resnet50", "tag": "a1_in1k"}) == "resnet50.a1_in1k"
+    assert weights_name("mine", {}) == "mine"
+
+
+def test_a_checkpoint_of_timms_is_loaded_into_its_model(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    name = "timm:vit_tiny_patch16_224"
+    trained = build_backbone(name, weights="random", seed=1)
+    torch.save({"arch": "vit", "state_dict": trained.model.state_dict()}, tmp_path / "last.pth.tar")
+    built = build_backbone(name, weights=str(tmp_path / "last.pth.tar"), seed=2)
+    assert (built.weights.prefix, built.weights.missing, built.weights.sha256) == (
+        "state_dict.", (), trained.weights.sha256,
+    )  # fmt: skip
 
 
 def test_a_model_of_videos_is_refused_when_it_meets_images() -> None:

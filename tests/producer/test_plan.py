@@ -102,7 +102,7 @@ def test_a_plan_of_a_manifest_takes_its_numbers() -> None:
     plan = plan_of(make_manifest(), ["a.png", "äö.png"], retention_ms=60_000, retention_bytes=2**30)
     assert plan.taps == (TapPlan("layer3", "layer3", (2,), 8), TapPlan("avgpool", "avgpool", (3,), 12))
     assert plan.mean_id_bytes == 6.5  # 5 and 8 bytes: ä and ö take two each
-    assert plan.record_bytes == record_bytes_bound(12, 4, 8, 1)
+    assert plan.record_bytes == record_bytes_bound(12, 4, 8, 1) + 64
 
 
 # ---- rows a batch -----------------------------------------------------------------------------------------------

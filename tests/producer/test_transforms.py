@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,13 @@ from torchvision.transforms import functional as reference
 
 from featurestream.errors import DataError, UnknownNameError, UsageError
 from featurestream_producer.preset import IMAGENET, Preset
-from featurestream_producer.transforms import EvalTransform, TrainTransform, build_transform, normalise
+from featurestream_producer.transforms import (
+    EvalTransform,
+    TrainTransform,
+    build_transform,
+    described_transform,
+    normalise,
+)
 
 PLAIN = Preset(image_size=32, resize_size=32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -257,3 +265,31 @@ def test_names_that_select_no_transform_are_refused(mine: str) -> None:
         build_transform(f"{mine}:number", image_size=None, preset=IMAGENET)
     with pytest.raises(UsageError, match="image size 0 is not possible"):
         build_transform("eval", image_size=0, preset=IMAGENET)
+
+
+# ---- from the manifest --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["eval", "train", "featurectl.samples:augment"])
+def test_a_described_transform_is_the_same_one(name: str) -> None:
+    transform = build_transform(
+        name, image_size=64, preset=Preset(224, 232, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0), "bicubic")
+    )
+    again = described_transform(json.loads(json.dumps(transform.describe())))
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    assert torch.equal(again(image, 7), transform(image, 7))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "eva"}, "cannot import|not something"),
+        ({"crop": None}, "is another one here: crop is|cannot make"),
+        ({"added_later": 3}, 'transform "eval" is another one here: added_later is None, in the manifest 3'),
+        ({"image_size": None}, "cannot make|is another one"),
+    ],
+)
+def test_a_description_that_this_featurestream_cannot_follow_is_refused(change: dict[str, Any], message: str) -> None:
+    description = {k: v for k, v in (EvalTransform(IMAGENET).describe() | change).items() if v is not None}
+    with pytest.raises(UsageError, match=message):
+        described_transform(description)

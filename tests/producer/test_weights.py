@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -87,6 +89,33 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     }),
     "SwAV": ("module.", lambda: {**under("module.", GOOD, "fc"), "module.prototypes.weight": torch.ones(3, 4)}),
     "lightly": ("state_dict.backbone.", lambda: {"state_dict": under("backbone.", GOOD, "fc"), "hyper_parameters": {}}),
+    "VISSL with a pool map": ("trunk.base_model._feature_blocks.", lambda: (
+        under("trunk.base_model._feature_blocks.", GOOD, "fc"))),
+    "SimCLR": ("state_dict.backbone.", lambda: {"epoch": 200, "arch": "resnet18", "state_dict": {
+        **under("backbone.", GOOD, "fc"), "backbone.fc.0.weight": torch.ones(4, 4),
+        "backbone.fc.2.weight": torch.ones(8, 4),
+    }, "optimizer": {"state": {}}}),
+    "BYOL": ("model_state_dict.online_encoder.net.", lambda: {"model_state_dict": {
+        **under("target_encoder.net.", OTHER, "fc"), **under("online_encoder.net.", GOOD, "fc"),
+        "online_predictor.0.weight": torch.ones(2, 2),
+    }}),
+    "BYOL in the names of DeepMind's": ("online_network.", lambda: {
+        **under("momentum_network.", OTHER, "fc"), **under("online_network.", GOOD, "fc"),
+    }),
+    "Lightning": ("state_dict.model.", lambda: {
+        "epoch": 9, "global_step": 90, "pytorch-lightning_version": "2.5.0", "callbacks": {}, "loops": {},
+        "hyper_parameters": {"lr": 0.1, "folder": Path("data")}, "lr_schedulers": [], "optimizer_states": [],
+        "state_dict": {**under("model.", GOOD), "criterion.weight": torch.ones(10)},
+    }),
+    "Lightning around torch.compile around DDP": ("state_dict.model.module.", lambda: {
+        "state_dict": under("model._orig_mod.module.", GOOD),
+    }),
+    "timm": ("state_dict_ema.", lambda: {
+        "epoch": 3, "arch": "tiny", "state_dict": OTHER, "state_dict_ema": GOOD, "version": 2, "metric": 81.5,
+        "args": argparse.Namespace(output=Path("runs")), "optimizer": {"state": {}, "param_groups": []},
+    }),
+    "timm without averages": ("state_dict.", lambda: {"arch": "tiny", "state_dict": GOOD}),
+    "a wrapper of ours": ("backbone.", lambda: under("backbone.", GOOD)),
     "an encoder": ("state_dict.encoder.", lambda: {"state_dict": under("encoder.", GOOD, "fc")}),
     "a name never seen before": ("net.trunk_v2.", lambda: {"net": under("trunk_v2.", GOOD, "fc")}),
 }  # fmt: skip
@@ -108,6 +137,19 @@ def test_the_prefix_that_fits_most_names_wins_over_a_preferred_one() -> None:
     assert find_prefix([*names, "teacher.b"], {"a", "b"}) == "teacher."
     assert find_prefix(names, {"c"}) is None
     assert find_prefix(["x.layer1.conv1.weight", "x.conv1.weight"], {"conv1.weight", "layer1.conv1.weight"}) == "x."
+
+
+def test_of_copies_that_fit_alike_the_one_that_is_evaluated_wins() -> None:
+    """Also where alphabet and length would choose the other one."""
+    for good, other in (
+        ("teacher.", "student."),
+        ("z_ema.", "net."),
+        ("zz_online_net.", "a_target_net."),
+        ("module.encoder_q.", "module.encoder_k."),
+        ("my_long_backbone.", "momentum."),
+        ("teacher_backbone.", "a_backbone."),
+    ):
+        assert find_prefix([f"{other}a", f"{good}a"], {"a"}) == good
 
 
 # ---- what does not match ---------------------------------------------------------------------------------------
@@ -162,9 +204,53 @@ def test_another_shape_is_refused_with_both_shapes(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
         match=r"does not fit this model: 7 tensors have another shape: bn1.bias: 8 in the file, 4 in the model; .*"
-        r"nothing is resized or cut",
+        r"nothing is resized or cut: is this a checkpoint of another architecture\?",
     ):
         load(tmp_path, state(1, width=8))
+
+
+def stages(*depths: int, bias: bool = False) -> nn.Module:
+    """A network of stages, with as many layers each, in the names of ResNet."""
+    model = nn.Module()
+    model.conv1 = nn.Conv2d(3, 4, 3, bias=bias)
+    for number, depth in enumerate(depths, start=1):
+        model.add_module(f"layer{number}", nn.Sequential(*(nn.Conv2d(4, 4, 1) for _ in range(depth))))
+    model.fc = nn.Linear(4, 10)
+    return model
+
+
+ANOTHER = "is a checkpoint of another architecture: "
+
+
+@pytest.mark.parametrize(
+    ("trained", "built", "message"),
+    [
+        (stages(2, 3), stages(2, 2), "the file has layer2.2 inside of what both have, the model has not"),
+        (stages(2, 2), stages(2, 3), "the model has layer2.2 inside of what both have, the file has not"),
+        (
+            stages(2, 2, bias=True),
+            stages(2, 2),
+            "the file has conv1.bias inside of what both have, the model has not",
+        ),
+        (stages(1), stages(1, 1, 1, 1), "it has 3 of the model's 9 tensors"),
+    ],
+)
+def test_a_checkpoint_of_another_depth_or_kind_is_refused(
+    tmp_path: Path, trained: nn.Module, built: nn.Module, message: str
+) -> None:
+    """ResNet-34's checkpoint has everything that ResNet-18 asks for, and is another network."""
+    with pytest.raises(DataError, match=f"{ANOTHER}{message}; use the model that the weights were trained with"):
+        load(tmp_path, trained.state_dict(), built)
+
+
+def test_a_missing_last_stage_and_heads_of_the_files_own_are_no_other_architecture(tmp_path: Path) -> None:
+    checkpoint = {
+        **under("", stages(2, 2).state_dict(), "fc"), "fc.0.weight": torch.ones(4, 4), "mask_token": torch.ones(4),
+        "decoder.0.weight": torch.ones(4, 4),
+    }  # fmt: skip
+    _, report = load(tmp_path, checkpoint, stages(2, 2, 1))
+    assert report.missing == ("fc.bias", "fc.weight", "layer3.0.bias", "layer3.0.weight")
+    assert report.unexpected == ("decoder.0.weight", "fc.0.weight", "mask_token")
 
 
 # ---- files -----------------------------------------------------------------------------------------------------
@@ -174,6 +260,22 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
     save_file(under("backbone.", GOOD), tmp_path / "weights.safetensors")
     model = Tiny()
     assert load_weights(model, tmp_path / "weights.safetensors").prefix == "backbone."
+    assert same_body(model, GOOD)
+
+
+def test_a_checkpoint_of_older_lightning_is_read_without_lightning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its hyperparameters are a class of Lightning's, which is not installed where the file is read."""
+    parent, module = ModuleType("pytorch_lightning"), ModuleType("pytorch_lightning.utilities.parsing")
+    kind = type("AttributeDict", (dict,), {"__module__": module.__name__})
+    module.AttributeDict = kind  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        for one in (parent, ModuleType("pytorch_lightning.utilities"), module):
+            patch.setitem(sys.modules, one.__name__, one)
+        torch.save({"state_dict": under("net.", GOOD), "hyper_parameters": kind(lr=0.1)}, tmp_path / "last.ckpt")
+    model = Tiny()
+    assert load_weights(model, tmp_path / "last.ckpt").prefix == "state_dict.net."
     assert same_body(model, GOOD)
 
 

@@ -13,14 +13,18 @@ import pytest
 from pydantic import BaseModel
 
 from featurestream.errors import RecordError
+from featurestream.health import Canary, Health
 from featurestream.manifest import End, Lease, Manifest, PassRecord
 from featurestream.record import ITEM_BYTES, MAX_AXES, MAX_NUMBER, MissingSample
 from featurestream.testing import make_record, open_value, seal
 from featurestream.wire import HEADER_KEYS, MUST_UNDERSTAND, PAD, decode, encode
+from featurestream_producer.inputs import INPUTS_KEY
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 GOLDEN = SCHEMAS / "golden" / "feature-record-v1"
-MODELS = {"manifest": Manifest, "pass": PassRecord, "lease": Lease, "end": End}
+MODELS = {
+    "manifest": Manifest, "pass": PassRecord, "lease": Lease, "end": End, "canary": Canary, "health": Health,
+}  # fmt: skip
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -49,7 +53,7 @@ def test_the_schemas_of_the_manifests_topic_are_those_of_the_models(name: str) -
 
 def test_the_schema_of_a_header_has_the_keys_that_the_wire_format_has() -> None:
     assert HEADER_SCHEMA["required"] == list(HEADER_KEYS)
-    assert list(HEADER_SCHEMA["properties"]) == [*HEADER_KEYS, MUST_UNDERSTAND, PAD]
+    assert list(HEADER_SCHEMA["properties"]) == [*HEADER_KEYS, INPUTS_KEY, MUST_UNDERSTAND, PAD]
     assert HEADER_SCHEMA["properties"]["dtype"]["enum"] == list(ITEM_BYTES)
     assert HEADER_SCHEMA["properties"]["shape"]["maxItems"] == MAX_AXES
     assert HEADER_SCHEMA["$defs"]["number"]["maximum"] == MAX_NUMBER
@@ -69,6 +73,7 @@ def test_the_schema_takes_the_golden_headers(file: Path) -> None:
         make_record(labels="value", views=2, dtype="bfloat16"),
         make_record(labels="target", shape=()),
         make_record(rows=0, missing=[MissingSample(7, "ü.png", "truncated")]),
+        make_record(extra={"inputs": [[0, "0123456789abcdef"], [3, "ffffffffffffffff"]]}),
         make_record(2**51 - 1, extra={"codec": {"name": "none"}, "must_understand": ["batch"]}),
     ],
 )
@@ -150,6 +155,12 @@ def manifest_example() -> dict[str, Any]:
     }
 
 
+CANARY = {
+    "device": "cpu",
+    "transform": "0123456789abcdef",
+    "taps": [{"name": "avgpool", "checksum": "0123456789abcdef", "sketch": [0.5, 1.0]}],
+}
+
 EXAMPLES: dict[str, dict[str, Any]] = {
     "manifest": manifest_example(),
     "pass": {
@@ -162,6 +173,24 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "since": "2026-01-31T12:00:00Z", "heartbeat": "2026-01-31T12:00:05Z", "released": False,
     },
     "end": {"passes": 2, "batches": 12, "at": "2026-01-31T12:01:00Z"},
+    "canary": CANARY,
+    "health": {
+        "worker": 0, "workers": 2, "device": "cuda:0", "lanes": [0, 2], "batches": 8, "at": "2026-01-31T12:01:00Z",
+        "canary": CANARY,
+        "inputs": {
+            "numbers": 4096, "mean": [0.1, 0.0, 0.0], "std": [1.0, 1.1, 1.0], "least": [-2.1, -2.0, -1.8],
+            "largest": [2.2, 2.4, 2.6], "outside": 0, "expected_mean": [0.485, 0.456, 0.406],
+            "expected_std": [0.229, 0.224, 0.225],
+        },
+        "taps": [
+            {
+                "name": "avgpool", "rows": 128, "numbers": 65536, "mean": 0.4, "variance": 0.25, "spread": 0.125,
+                "freedom": 61440, "zeros": 100, "largest": 12.5, "peak": 11.0, "at_peak": 1, "separability": 3.5,
+                "probe_rows": 128,
+            }
+        ],
+        "warnings": ["all inputs are of one colour"],
+    },
 }  # fmt: skip
 
 

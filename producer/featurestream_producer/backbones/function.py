@@ -43,4 +43,4 @@ def build_function(path: str, *, weights: str | None, seed: int) -> Backbone:
             f'weights "{weights}" are no file, and "{path}" has no named weights',
             hint="leave --weights out to keep what the function builds, or give a checkpoint file",
         )
-    return Backbone(path, freeze(model), IMAGENET, report)
+    return Backbone(path, freeze(model), IMAGENET, report, preset_known=False)

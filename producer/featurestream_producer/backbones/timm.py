@@ -40,12 +40,18 @@ def build_timm(name: str, *, weights: str | None, seed: int) -> Backbone:
             hint="give a checkpoint file with --weights FILE, or take --weights random",
         ) from error
     if pretrained:
-        report = WeightsReport("DEFAULT", state_sha256(model))
+        report = WeightsReport(weights_name(name, model.pretrained_cfg), state_sha256(model))
     elif weights == "random":
         report = WeightsReport("random", state_sha256(model))
     else:
         report = load_weights(model, Path(str(weights)))
     return Backbone(f"timm:{name}", freeze(model), preset_of(resolve_model_data_config(model)), report)
+
+
+def weights_name(name: str, config: dict[str, Any]) -> str:
+    """Return which of a model's weights timm has taken: "resnet50.a1_in1k" for "resnet50"."""
+    tag = config.get("tag")
+    return f"{config.get('architecture') or name}.{tag}" if tag else name
 
 
 def preset_of(config: dict[str, Any]) -> Preset:
