@@ -16,6 +16,8 @@ from featurestream_consumer.config import TrainConfig
 from featurestream_consumer.epochs import EpochPlan
 from featurestream_consumer.experiment import Experiment, Result, Sizes
 from featurestream_consumer.normalization import build_normalization
+from featurestream_consumer.rank_reading import check_ranks, follow, lead
+from featurestream_consumer.ranks import Ranks
 from featurestream_consumer.runs import RECORD_NAME, Run, open_run
 from featurestream_consumer.shared_reading import Lines, SharedReading
 
@@ -27,6 +29,7 @@ def train(
     resume: bool = False,
     say: Callable[[str], None] = lambda _: None,
     progress: bool = False,
+    ranks: Ranks | None = None,
 ) -> Result:
     """Train one experiment, or go on with it where its run folder holds it unfinished.
 
@@ -39,6 +42,7 @@ def train(
         resume: go on with a run that is there; a new one is refused.
         say: takes lines for the user.
         progress: show a bar (plain lines where standard error is no terminal).
+        ranks: the processes that train it together, each of which calls this; None: this one alone.
 
     Raises:
         UsageError: for names, arguments and labels that do not fit, before anything is read.
@@ -50,6 +54,11 @@ def train(
     validation = None if config.validate_stream is None else require_manifest(log, config.validate_stream)
     config = config.model_copy(update={"taps": tuple(manifest.tap(tap).name for tap in config.taps)})
     sizes = Sizes.of(config, manifest, validation)
+    if ranks is not None:
+        config = config.model_copy(update={"device": ranks.device})
+        check_ranks(ranks, manifest, say)
+        if not ranks.leads:
+            return follow(config, log, manifest, sizes, ranks)
     begun = (config.runs / config.name / RECORD_NAME).exists()
     found = None if begun else find_range(config, log)  # a range that cannot be read leaves no run folder behind
     with open_run(
@@ -61,7 +70,7 @@ def train(
     ) as run:
         if run.finished:
             say(f"{run.folder} is finished; its weights are in {run.head_path.name}")
-            return Result.of_finished(run)
+            return _shared(Result.of_finished(run), ranks)
         plan = settle_range(run, manifest, lambda: found or find_range(config, log))
         lines = Lines(say)
         experiment = Experiment.open(
@@ -71,12 +80,22 @@ def train(
         if experiment.resumed:
             trainer = experiment.trainer
             say(f"going on at step {trainer.step_count}, epoch {experiment.epoch}, {experiment.position}")
-        reading = SharedReading([experiment], log, manifest, say=say, progress=config.name if progress else None)
+        title = config.name if progress else None
+        reading = (
+            SharedReading([experiment], log, manifest, say=say, progress=title)
+            if ranks is None
+            else lead(experiment, log, manifest, ranks, say=say, progress=title)
+        )
         lines.say = reading.say
         reading.train()
         if experiment.error is not None:
             raise experiment.error
-        return Result.of_finished(run) if experiment.result is None else experiment.result
+        return _shared(Result.of_finished(run) if experiment.result is None else experiment.result, ranks)
+
+
+def _shared(result: Result, ranks: Ranks | None) -> Result:
+    """Return the result, after the other ranks have it too."""
+    return result if ranks is None else ranks.share(result)
 
 
 def find_range(config: TrainConfig, log: Log) -> EpochPlan:
