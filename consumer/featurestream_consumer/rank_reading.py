@@ -21,7 +21,7 @@ from featurestream_consumer.epochs import EpochPlan
 from featurestream_consumer.experiment import Experiment, Result, Sizes
 from featurestream_consumer.normalization import build_normalization
 from featurestream_consumer.rank_records import RankBatch, RankRecords, RankRegrouper
-from featurestream_consumer.rank_step import RankStep
+from featurestream_consumer.rank_step import RankStep, check_splittable
 from featurestream_consumer.ranks import Ranks
 from featurestream_consumer.reporters import Reporters
 from featurestream_consumer.shared_reading import BatchRows, SharedReading, side_by_side
@@ -192,8 +192,12 @@ def _put_together(trainer: Trainer, parts: Sequence[Scored]) -> Evaluation:
     return evaluator.compute()
 
 
-def check_ranks(ranks: Ranks, manifest: Manifest, say: Callable[[str], None]) -> None:
-    """Raise UsageError where a stream has fewer lanes than there are ranks, and say what stands in their way."""
+def check_ranks(
+    config: TrainConfig, manifest: Manifest, sizes: Sizes, ranks: Ranks, say: Callable[[str], None]
+) -> None:
+    """Raise UsageError where ranks cannot split the experiment or the stream's lanes; say where it does not pay."""
+    # The schedule is left out: it needs the range, which is not known yet.
+    check_splittable(sizes.build(config.model_copy(update={"scheduler": None, "scheduler_args": {}})))
     lanes, count = manifest.lanes, ranks.count
     if count > lanes:
         raise UsageError(
@@ -202,6 +206,12 @@ def check_ranks(ranks: Ranks, manifest: Manifest, say: Callable[[str], None]) ->
         )
     if lanes % count:
         say(f"{count} processes do not divide {lanes} lanes: each record reaches more than one of them")
+    record_rows, size = manifest.layout.rows_of(0), config.batch_size
+    if size < count * record_rows:
+        say(
+            f"steps of {size} rows, {record_rows} of which lie in one record, seldom have work for {count} "
+            f"processes at once: --batch-size {count * record_rows} or more has"
+        )
 
 
 def lead(
@@ -220,12 +230,6 @@ def lead(
     run.update(sessions=[*sessions[:-1], {**sessions[-1], "ranks": ranks.count}])
     state = experiment.trainer.state_dict()
     ranks.share(Beginning(plan.start, plan.stop, experiment.epoch, experiment.position, state))
-    record_rows, size = manifest.layout.rows_of(0), experiment.config.batch_size
-    if size < ranks.count * record_rows:
-        say(
-            f"steps of {size} rows, {record_rows} of which lie in one record, seldom have work for {ranks.count} "
-            f"processes at once: --batch-size {ranks.count * record_rows} or more has"
-        )
     return reading
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from featurestream.errors import UsageError
 from featurestream_consumer.augment import augmented_loss
-from featurestream_consumer.metrics import RowValue
 from featurestream_consumer.ranks import Ranks
 from featurestream_consumer.trainer import Once, Trainer
 
@@ -29,9 +28,7 @@ class RankStep:
 
     What is drawn at random (dropout, augmentation) is a function of the seed, the step and the rank: not what one
     process draws, but the same each time for the same number of ranks. Rows are mixed, by mixup or by a loss or a head
-    of the user's that does so, with those of the same rank only.
-
-    Raises UsageError for a head with batch normalisation, and for a training metric that has no value of each row.
+    of the user's that does so, with those of the same rank only. Raises what :func:`check_splittable` raises.
     """
 
     def __init__(self, trainer: Trainer, ranks: Ranks, seed: int) -> None:
@@ -39,21 +36,9 @@ class RankStep:
         self._ranks = ranks
         self._seed = seed
         self._parameters: list[Tensor] = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-        self._values: dict[str, RowValue] = {}
-        for name, metric in trainer.running.metrics.items():
-            if metric.row_value is None:
-                raise UsageError(
-                    f'metric "{name}" has no value of each row, so several processes cannot add theirs up in training',
-                    hint="name it behind another one with --metric, or train in one process",
-                )
-            self._values[name] = metric.row_value
-        for name, module in trainer.head.named_modules():
-            if isinstance(module, MIXING_ROWS):
-                raise UsageError(
-                    f"the head's {type(module).__name__} ({name or 'itself'}) takes means over a batch, and each of "
-                    f"{ranks.count} processes has only a part of its rows",
-                    hint="train this head in one process, or use LayerNorm",
-                )
+        check_splittable(trainer)
+        metrics = trainer.running.metrics.items()
+        self._values = {name: metric.row_value for name, metric in metrics if metric.row_value is not None}
 
     def step(self, features: Tensor | None, labels: NDArray[Any] | None, *, place: str) -> None:
         """Train on one batch, of which this rank has ``features`` (rows, *shape) and ``labels``; None: no rows.
@@ -136,3 +121,20 @@ class RankStep:
 
 def _loss(scores_BC: Tensor, targets: Tensor, loss_B: Tensor) -> Tensor:  # noqa: ARG001 - a row value's signature
     return loss_B
+
+
+def check_splittable(trainer: Trainer) -> None:
+    """Raise UsageError for what needs all rows of a batch at once: batch normalisation, some metrics in training."""
+    for name, metric in trainer.running.metrics.items():
+        if metric.row_value is None:
+            raise UsageError(
+                f'metric "{name}" has no value of each row, so several processes cannot add theirs up in training',
+                hint="name it behind another one with --metric, or train in one process",
+            )
+    for name, module in trainer.head.named_modules():
+        if isinstance(module, MIXING_ROWS):
+            raise UsageError(
+                f"the head's {type(module).__name__} ({name or 'itself'}) takes means over a batch, and each process "
+                "has only a part of its rows",
+                hint="train this head in one process, or use LayerNorm",
+            )

@@ -56,7 +56,7 @@ def train(
     sizes = Sizes.of(config, manifest, validation)
     if ranks is not None:
         config = config.model_copy(update={"device": ranks.device})
-        check_ranks(ranks, manifest, say)
+        check_ranks(config, manifest, sizes, ranks, say)
         if not ranks.leads:
             return follow(config, log, manifest, sizes, ranks)
     begun = (config.runs / config.name / RECORD_NAME).exists()
