@@ -75,10 +75,15 @@ class Ranks:
                 f"RANK={self.rank} with WORLD_SIZE={self.count}: there is no such rank", hint="start it with torchrun"
             )
         self.device = _device_of(device, _number(environment, "LOCAL_RANK"))
-        for name in ("MASTER_ADDR", "MASTER_PORT"):
-            if not environment.get(name):
-                raise UsageError(f"WORLD_SIZE is {self.count}, but {name} is not set", hint="start it with torchrun")
-        self._address = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+        address, port = environment.get("MASTER_ADDR"), _number(environment, "MASTER_PORT")
+        if not address:
+            raise UsageError(f"WORLD_SIZE is {self.count}, but MASTER_ADDR is not set", hint="start it with torchrun")
+        if not 0 < port < 65536:
+            raise UsageError(
+                f"MASTER_PORT is {port}, and no process can meet another there",
+                hint="torchrun --standalone finds a free port",
+            )
+        self._address = f"{address}:{port}"
 
     @property
     def leads(self) -> bool:
