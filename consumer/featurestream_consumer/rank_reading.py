@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -29,13 +30,21 @@ from featurestream_consumer.trainer import Evaluation, Evaluator, Trainer
 
 
 class Beginning(NamedTuple):
-    """What rank 0 tells the others: where the experiment stands."""
+    """What rank 0 tells the others: where the experiment stands.
+
+    Attributes:
+        start: where its range starts.
+        stop: the batch before which it stops; None where it is endless.
+        epoch: epochs ended.
+        position: of the row that is trained on next.
+        trainer: the trainer's state as a checkpoint holds it, so that it comes to the CPU, whatever it was on.
+    """
 
     start: Position
     stop: int | None
     epoch: int
     position: Position
-    trainer: dict[str, Any]
+    trainer: bytes
 
 
 class Scored(NamedTuple):
@@ -228,8 +237,9 @@ def lead(
     run, plan = experiment.run, experiment.plan
     sessions = run.record["sessions"]
     run.update(sessions=[*sessions[:-1], {**sessions[-1], "ranks": ranks.count}])
-    state = experiment.trainer.state_dict()
-    ranks.share(Beginning(plan.start, plan.stop, experiment.epoch, experiment.position, state))
+    state = io.BytesIO()
+    torch.save(experiment.trainer.state_dict(), state)
+    ranks.share(Beginning(plan.start, plan.stop, experiment.epoch, experiment.position, state.getvalue()))
     return reading
 
 
@@ -246,7 +256,7 @@ def follow(config: TrainConfig, log: Log, manifest: Manifest, sizes: Sizes, rank
         total_steps=plan.steps(config.epochs, config.batch_size),
         normalization=build_normalization(config.normalize),
     )
-    trainer.load_state_dict(told.trainer)
+    trainer.load_state_dict(torch.load(io.BytesIO(told.trainer), map_location="cpu", weights_only=True))
     experiment = Follower(
         config,
         None,  # type: ignore[arg-type]  # there is no run folder here

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from torch import nn
@@ -250,6 +250,7 @@ def test_ranks_wait_together_for_a_stream_that_is_still_being_made(tmp_path, mon
     assert set(waited) == {1}
 
 
+@settings(deadline=None)  # a machine that is busy is not a wrong batch
 @given(
     rows=st.lists(st.integers(0, 4), min_size=1, max_size=12),
     skipped=st.integers(0, 3),
