@@ -60,6 +60,18 @@ def start_ranks(args: list[str]) -> list[subprocess.Popen[str]]:
     ]
 
 
+def run(args: list[str]) -> str:
+    """Return what a command prints. What it has started ends with it: torchrun stops its processes when told to."""
+    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.terminate()
+        process.wait()
+    assert process.returncode == 0, err
+    return out
+
+
 def finish(processes: list[subprocess.Popen[str]]) -> None:
     for process in processes:
         _, err = process.communicate(timeout=120)
@@ -75,16 +87,9 @@ def wait_for_checkpoint(runs: Path, process: subprocess.Popen[str]) -> None:
 
 def test_two_processes_of_torchrun_give_what_one_gives(stream, broker, tmp_path):
     args = ("--epochs", "2", "--validate", f"{stream}-val", "--json")
-    one = subprocess.run(
-        [sys.executable, *command(stream, tmp_path / "one", *args)],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert one.returncode == 0, one.stderr
-    two = subprocess.run(
-        [*TORCHRUN, *command(stream, tmp_path / "two", *args)], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert two.returncode == 0, two.stderr
-    result, expected = json.loads(two.stdout), json.loads(one.stdout)
+    one = run([sys.executable, *command(stream, tmp_path / "one", *args)])
+    two = run([*TORCHRUN, *command(stream, tmp_path / "two", *args)])
+    result, expected = json.loads(two), json.loads(one)
     assert result["steps"] == expected["steps"] == 18, "9 steps for 400 rows, twice"
     assert result["metrics"] == pytest.approx(expected["metrics"], rel=1e-4)
     weights, others = (load_file(tmp_path / where / "E" / "head.safetensors") for where in ("one", "two"))
