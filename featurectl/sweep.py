@@ -25,9 +25,11 @@ def sweep(
     as_json: options.Json = False,
 ) -> None:
     """Train many experiments on one reading. Stopped at any moment, the same command goes on where it was."""
+    from featurestream_consumer.ranks import refuse_ranks
     from featurestream_consumer.sweep import check_configs, plan_sweep, run_sweep
     from featurestream_consumer.sweep_file import read_sweep
 
+    refuse_ranks("featurectl sweep")
     configs = read_sweep(file).experiments(runs, name=file.stem)
     check_configs(configs)  # before a broker is asked for, or started
     try:

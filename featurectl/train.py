@@ -115,15 +115,20 @@ def train(
     from featurestream_consumer.build import check_config
 
     check_config(config)  # before a broker is asked for, or started
+    from featurestream_consumer.ranks import join_ranks
     from featurestream_consumer.run import train as run_training
 
-    try:
-        with options.open_log(bootstrap_servers, kafka_config) as log:
-            result = run_training(config, log, resume=resume, say=options.say, progress=True)
-    except KeyboardInterrupt:
-        options.say(f"stopped; what was learnt up to the last checkpoint is in {runs / name}: the same command goes on")
-        raise
-    print_result(name, result, as_json=as_json)
+    with join_ranks(device) as ranks:
+        leads = ranks is None or ranks.leads
+        say = options.say if leads else lambda _: None
+        try:
+            with options.open_log(bootstrap_servers, kafka_config) as log:
+                result = run_training(config, log, resume=resume, say=say, progress=leads, ranks=ranks)
+        except KeyboardInterrupt:
+            say(f"stopped; what was learnt up to the last checkpoint is in {runs / name}: the same command goes on")
+            raise
+    if leads:
+        print_result(name, result, as_json=as_json)
 
 
 def print_result(name: str, result: Result, *, as_json: bool) -> None:

@@ -20,11 +20,18 @@ class OwnRandom:
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
-        # Not the seed itself: the head's weights were drawn with that.
-        start = xxhash.xxh3_64_intdigest(b"training/%d" % seed)
-        self.cpu = torch.Generator().manual_seed(start)
-        self._cuda = torch.Generator(device).manual_seed(start) if device.type == "cuda" else None
+        self.cpu = torch.Generator()
+        self._cuda = torch.Generator(device) if device.type == "cuda" else None
         self._device = device
+        self.begin_at(seed)
+
+    def begin_at(self, *numbers: int) -> None:
+        """Begin anew at a place that the numbers alone decide: the seed, and whatever else tells it from others."""
+        # Not the seed itself: the head's weights were drawn with that.
+        start = xxhash.xxh3_64_intdigest("/".join(["training", *map(str, numbers)]).encode())
+        self.cpu.manual_seed(start)
+        if self._cuda is not None:
+            self._cuda.manual_seed(start)
 
     @property
     def generator(self) -> torch.Generator:

@@ -19,6 +19,8 @@ from featurestream_consumer.label_check import check_labels, labelled_samples, r
 from featurestream_consumer.labels import open_labels
 from featurestream_consumer.normalization import build_normalization
 from featurestream_consumer.optimizers import check_scheduler
+from featurestream_consumer.rank_reading import check_ranks, follow, lead
+from featurestream_consumer.ranks import Ranks
 from featurestream_consumer.runs import RECORD_NAME, Run, check_run, open_run, read_record
 from featurestream_consumer.shared_reading import Lines, SharedReading
 
@@ -30,6 +32,7 @@ def train(
     resume: bool = False,
     say: Callable[[str], None] = lambda _: None,
     progress: bool = False,
+    ranks: Ranks | None = None,
 ) -> Result:
     """Train one experiment, or go on with it where its run folder holds it unfinished.
 
@@ -42,6 +45,7 @@ def train(
         resume: go on with a run that is there; a new one is refused.
         say: takes lines for the user.
         progress: show a bar (plain lines where standard error is no terminal).
+        ranks: the processes that train it together, each of which calls this; None: this one alone.
 
     Raises:
         UsageError: for names, arguments and labels that do not fit, before anything is read.
@@ -56,6 +60,11 @@ def train(
     files = open_labels(config, manifest, {})
     config = files.sealed(config)
     sizes = Sizes.of(config, *files.relabelled(manifest, validation))
+    if ranks is not None:
+        config = config.model_copy(update={"device": ranks.device})
+        check_ranks(config, manifest, sizes, ranks, say)
+        if not ranks.leads:
+            return follow(config, log, manifest, sizes, ranks)
     folder = config.runs / config.name
     record = None
     if (folder / RECORD_NAME).exists():
@@ -73,7 +82,7 @@ def train(
     ) as run:
         if run.finished:
             say(f"{run.folder} is finished; its weights are in {run.head_path.name}")
-            return Result.of_finished(run)
+            return _shared(Result.of_finished(run), ranks)
         plan = EpochPlan.of_record(manifest.layout, run.record) or plan
         settle(run, plan, facts)
         lines = Lines(say)
@@ -84,12 +93,22 @@ def train(
         if experiment.resumed:
             trainer = experiment.trainer
             say(f"going on at step {trainer.step_count}, epoch {experiment.epoch}, {experiment.position}")
-        reading = SharedReading([experiment], log, manifest, say=say, progress=config.name if progress else None)
+        title = config.name if progress else None
+        reading = (
+            SharedReading([experiment], log, manifest, say=say, progress=title)
+            if ranks is None
+            else lead(experiment, log, manifest, ranks, say=say, progress=title)
+        )
         lines.say = reading.say
         reading.train()
         if experiment.error is not None:
             raise experiment.error
-        return Result.of_finished(run) if experiment.result is None else experiment.result
+        return _shared(Result.of_finished(run) if experiment.result is None else experiment.result, ranks)
+
+
+def _shared(result: Result, ranks: Ranks | None) -> Result:
+    """Return the result, after the other ranks have it too."""
+    return result if ranks is None else ranks.share(result)
 
 
 def find_range(config: TrainConfig, log: Log) -> EpochPlan:

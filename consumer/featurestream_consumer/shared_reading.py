@@ -254,22 +254,25 @@ class SharedReading:
         self._form_units(experiments)
         behind = [experiment for experiment in experiments if experiment.position.batch < segment.stop]
         if behind:
-            start = min(experiment.position for experiment in behind)
-            shares = self._shares(behind)
-            with self._open(_taps_of(behind), start, segment.stop) as stream:
-                for record in stream:
-                    self._offsets |= stream.offsets
-                    relabelled = _Relabelled(record)
-                    for share in shares:
-                        for rows in relabelled.of(share.labels):
-                            for batch in share.add(rows):
-                                self._step(batch, share)
-                    if self._bar is not None:
-                        self._bar.advance(len(record), **self._facts())
-            for share in shares:
-                for batch in share.regrouper.rest():
-                    self._step(batch, share)
+            self._read(behind, min(experiment.position for experiment in behind), segment.stop)
         self._end_epoch([experiment for experiment in experiments if experiment.going])
+
+    def _read(self, experiments: Sequence[Experiment], start: Position, stop: int) -> None:
+        """Train on the rows from ``start`` up to, and without, batch ``stop``."""
+        shares = self._shares(experiments)
+        with self._open(_taps_of(experiments), start, stop) as stream:
+            for record in stream:
+                self._offsets |= stream.offsets
+                relabelled = _Relabelled(record)
+                for share in shares:
+                    for rows in relabelled.of(share.labels):
+                        for batch in share.add(rows):
+                            self._step(batch, share)
+                if self._bar is not None:
+                    self._bar.advance(len(record), **self._facts())
+        for share in shares:
+            for batch in share.regrouper.rest():
+                self._step(batch, share)
 
     def _shares(self, experiments: Iterable[Experiment]) -> list[_Share]:
         starts: dict[tuple[int, LabelFiles], Position] = {}
@@ -340,6 +343,9 @@ class SharedReading:
                         unit.sync()
                         synced = True
                     experiment.report("train", trainer.take_metrics())
+        self._checkpoint_if_due()
+
+    def _checkpoint_if_due(self) -> None:
         going = [experiment for experiment in self.experiments if experiment.epochs_left]
         if going and time.monotonic() - self._checkpointed_at >= min(
             experiment.config.checkpoint_seconds for experiment in going

@@ -178,7 +178,7 @@ class Trainer:
         def compute_gradients() -> float:
             nonlocal first
             self.head.zero_grad(set_to_none=True)
-            scores_BC = self._scores(augmented.features)
+            scores_BC = self.scores(augmented.features)
             loss_B = augmented_loss(self.loss, scores_BC, targets, augmented)
             loss = loss_B.mean()
             value = float(loss.detach())
@@ -287,11 +287,21 @@ class Trainer:
         try:
             with torch.inference_mode(), self.random.lent(keep=False):
                 features_BD, targets = self.prepare(features, labels, place, once or Once())
-                scores_BC = self._scores(features_BD)
+                scores_BC = self.scores(features_BD)
                 return self.check_scores(scores_BC, place), targets, self.loss(scores_BC, targets)
         finally:
             if was_training:
                 self.head.train()
+
+    def scores(self, features_BD: Tensor) -> Tensor:
+        """Return the head's scores_BC. Raises UsageError where a head of the user's gives another shape."""
+        scores_BC: Tensor = self.head(features_BD)
+        if scores_BC.shape != (features_BD.shape[0], self.outputs):
+            raise UsageError(
+                f"the head returned the shape {tuple(scores_BC.shape)} for {features_BD.shape[0]} rows",
+                hint=f"expected ({features_BD.shape[0]}, {self.outputs}): one score a row and output",
+            )
+        return scores_BC
 
     def check_scores(self, scores_BC: Tensor, place: str) -> Tensor:
         """Return ``scores_BC``. Raises DivergedError when one is not finite."""
@@ -383,15 +393,6 @@ class Trainer:
             if not place:
                 raise
             raise DataError(f"{place}: {error.message}", hint=error.hint, **error.facts) from error
-
-    def _scores(self, features_BD: Tensor) -> Tensor:
-        scores_BC: Tensor = self.head(features_BD)
-        if scores_BC.shape != (features_BD.shape[0], self.outputs):
-            raise UsageError(
-                f"the head returned the shape {tuple(scores_BC.shape)} for {features_BD.shape[0]} rows",
-                hint=f"expected ({features_BD.shape[0]}, {self.outputs}): one score a row and output",
-            )
-        return scores_BC
 
 
 def _whole(state: Any) -> Any:

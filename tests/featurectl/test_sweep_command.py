@@ -162,3 +162,10 @@ def test_the_sweep_in_the_documents_is_24_experiments_and_runs(
     assert done.code == 0, done.err
     assert {row["state"] for row in done.rows} == {"finished"}
     assert json.loads(Path("runs/ablation-tap_layer2-dropout0-lr0.001-seed0/run.json").read_text())["epoch"] == 1
+
+
+def test_a_sweep_is_not_split_between_processes(cli: Cli, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = cli("sweep", file)
+    assert done.code == 2
+    assert "one of 2 that torchrun started, but featurectl sweep runs in one" in done.err
