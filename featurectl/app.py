@@ -22,6 +22,7 @@ from featurectl import broker
 from featurectl.compare import compare
 from featurectl.demo import demo
 from featurectl.doctor import doctor
+from featurectl.fork import fork
 from featurectl.layers import layers
 from featurectl.peek import peek
 from featurectl.probe import probe
@@ -59,6 +60,7 @@ app.command()(streams)
 app.command()(peek)
 app.command()(train)
 app.command()(sweep)
+app.command()(fork)
 app.command()(probe)
 app.command()(compare)
 app.command()(doctor)

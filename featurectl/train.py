@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featurectl import options
+
+if TYPE_CHECKING:
+    from featurestream_consumer.experiment import Result
 
 Arguments = list[str] | None
 
@@ -53,6 +56,7 @@ def train(
         typer.Option(metavar="NAME", help="console, jsonl, tensorboard or package.module:function. [default: all]"),
     ] = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between two checkpoints.")] = 30.0,
+    keep_checkpoints: Annotated[int, typer.Option(help="Checkpoints kept, the newest; `fork --at` needs some.")] = 2,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that is there; refuse to begin a new one.")
     ] = False,
@@ -61,7 +65,6 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Train one experiment. Stopped at any moment, the same command goes on where it was."""
-    from featurectl.output import print_json
     from featurestream_consumer.config import TrainConfig, parse_arguments
 
     config = TrainConfig(
@@ -89,6 +92,7 @@ def train(
         runs=runs,
         device=device,
         checkpoint_seconds=checkpoint_seconds,
+        keep_checkpoints=keep_checkpoints,
         reporters=reporter or (),
     )
     from featurestream_consumer.build import check_config
@@ -102,6 +106,13 @@ def train(
     except KeyboardInterrupt:
         options.say(f"stopped; what was learnt up to the last checkpoint is in {runs / name}: the same command goes on")
         raise
+    print_result(name, result, as_json=as_json)
+
+
+def print_result(name: str, result: Result, *, as_json: bool) -> None:
+    """Print what an experiment came to; nothing but its JSON for one that was finished before."""
+    from featurectl.output import print_json
+
     if as_json:
         print_json(
             {

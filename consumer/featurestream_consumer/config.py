@@ -15,7 +15,9 @@ from featurestream.names import check_stream_name
 
 EXPERIMENT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 #: What decides where and how a run happens, but neither its weights nor what its record means.
-NOT_DECIDING: Final = frozenset({"runs", "device", "checkpoint_seconds", "report_steps", "reporters"})
+NOT_DECIDING: Final = frozenset(
+    {"runs", "device", "checkpoint_seconds", "keep_checkpoints", "report_steps", "reporters"}
+)  # fmt: skip
 
 
 class TrainConfig(BaseModel):
@@ -66,6 +68,9 @@ class TrainConfig(BaseModel):
     runs: Path = Field(default=Path("runs"), description="the folder of run folders")
     device: str = Field(default="auto", description="a torch device; auto: the first GPU, else the CPU")
     checkpoint_seconds: float = Field(default=30.0, gt=0, description="seconds between two checkpoints")
+    keep_checkpoints: int = Field(
+        default=2, ge=1, description="checkpoints kept, the newest ones: to fall back to, and to fork from"
+    )
     report_steps: int = Field(default=50, ge=1, description="optimiser steps between two rows of training metrics")
     reporters: tuple[str, ...] = Field(
         default=(), description="where metrics go: console, jsonl, tensorboard; none: all that are installed"
@@ -149,25 +154,27 @@ def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]
     return found
 
 
-def parse_arguments(assignments: Iterable[str]) -> dict[str, Any]:
+def parse_arguments(assignments: Iterable[str], *, dotted: bool = False) -> dict[str, Any]:
     """Return the arguments that ``key=value`` texts name: ``["lr=1e-3", "hidden=512,128"]``.
 
     A value is JSON (``0.1``, ``true``, ``null``, ``[1, 2]``), Python's ``True``, ``False`` or ``None``, several of
-    those with commas between them (a list), or else a text. Raises UsageError for one without ``=``, or a key given
-    twice.
+    those with commas between them (a list), or else a text. With ``dotted`` a key may have dots
+    (``optimizer_args.lr=1e-3``). Raises UsageError for one without ``=``, or a key given twice.
     """
     arguments: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals or not key.isidentifier():
-            raise UsageError(f'"{assignment}" is not an argument', hint="expected name=value, such as lr=0.01")
+        if not equals or not (key.replace(".", "_") if dotted else key).isidentifier():
+            example = "optimizer_args.lr=0.01" if dotted else "lr=0.01"
+            raise UsageError(f'"{assignment}" is not an argument', hint=f"expected name=value, such as {example}")
         if key in arguments:
             raise UsageError(f'the argument "{key}" is given twice', hint="give it once; a list has commas: 512,128")
-        arguments[key] = _parse_value(text)
+        arguments[key] = parse_value(text)
     return arguments
 
 
-def _parse_value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """Return what a text on the command line stands for; see :func:`parse_arguments`."""
     words: Mapping[str, Any] = {"True": True, "False": False, "None": None}
     if text in words:
         return words[text]
@@ -183,7 +190,7 @@ def _parse_value(text: str) -> Any:
 
 def _parse_list(text: str) -> Any:
     parts = text.split(",")
-    return [_parse_value(part.strip()) for part in parts if part.strip()] if len(parts) > 1 else text
+    return [parse_value(part.strip()) for part in parts if part.strip()] if len(parts) > 1 else text
 
 
 def _as_usage_error(error: ValidationError, values: Mapping[str, Any]) -> UsageError:

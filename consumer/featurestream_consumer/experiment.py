@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featurestream.errors import DivergedError, UsageError
+from featurestream.errors import DataError, DivergedError, UsageError
 from featurestream.manifest import Manifest
 from featurestream.position import Position
 from featurestream_consumer.build import build_trainer
@@ -141,6 +141,11 @@ class Experiment:
         )
         found = load_newest(run.checkpoints)
         epoch, position = 0, plan.segment(0).start
+        if found is None and "lineage" in run.record:
+            raise DataError(
+                f"{run.folder} is a fork and holds no checkpoint: what it went on from is gone",
+                hint="remove the folder and give the fork command again",
+            )
         if found is not None:
             state, notes = found
             for sentence in notes:
@@ -199,7 +204,9 @@ class Experiment:
             "epoch": self.epoch,
             "position": [self.position.batch, self.position.row],
         }
-        save_checkpoint(self.run.checkpoints, self.trainer.step_count, state)
+        save_checkpoint(
+            self.run.checkpoints, self.trainer.step_count, state, keep=self.config.keep_checkpoints
+        )  # fmt: skip
         self.saved = place
         return True
 

@@ -123,13 +123,20 @@ def build_scheduler(
             f"ReduceLROnPlateau cannot have mode={args['mode']!r}: it is given the validation loss, which is to fall",
             hint="leave mode at min",
         )
-    filled = dict(args)
-    if total_steps is not None and ":" not in name:
-        given_otherwise = {"total_steps", "epochs", "steps_per_epoch"} & set(args)
-        for argument in RUN_LENGTH:
-            if argument in inspect.signature(kind).parameters and not given_otherwise:
-                filled.setdefault(argument, total_steps)
+    filled = scheduler_arguments(name, args, total_steps)
     return call("scheduler", name, kind, (optimizer,), filled)
+
+
+def scheduler_arguments(name: str, args: Mapping[str, Any], total_steps: int | None) -> dict[str, Any]:
+    """Return the arguments that the scheduler called ``name`` is built with: ``args``, and the run's length where it
+    takes one, it is known, and ``args`` do not say otherwise."""
+    filled = dict(args)
+    if total_steps is not None and ":" not in name and not {"total_steps", "epochs", "steps_per_epoch"} & set(args):
+        accepted = inspect.signature(find_scheduler(name)).parameters
+        for argument in RUN_LENGTH:
+            if argument in accepted:
+                filled.setdefault(argument, total_steps)
+    return filled
 
 
 def needs_closure(optimizer: Optimizer) -> bool:

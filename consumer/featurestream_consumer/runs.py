@@ -63,7 +63,8 @@ class Run:
     The record has these keys from the beginning: ``format``, ``name``, ``state`` ("running", "stopped" or "finished"),
     ``reason``, ``config``, ``fingerprint``, ``validation_fingerprint``, ``started``, ``finished`` and ``sessions`` (one
     a process that worked on it, with library versions); ``start``, ``step``, ``epoch``, ``end``, ``metrics`` and
-    ``main_metric`` come with :meth:`update` and :meth:`finish`.
+    ``main_metric`` come with :meth:`update` and :meth:`finish`. A fork has ``lineage`` and ``fork`` besides; see
+    :mod:`featurestream_consumer.fork`.
 
     Leaving with an error, or without :meth:`finish`, records the run as stopped, with the reason; a killed process
     leaves it as running. Either can be resumed.
@@ -112,10 +113,7 @@ class Run:
     def update(self, **facts: Any) -> None:
         """Put facts into the record and write it: JSON values, positions, paths and times."""
         self._record |= {key: _plain(value) for key, value in facts.items()}
-        content = (json.dumps(self._record, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-        write_atomically(
-            self.folder / RECORD_NAME, lambda file: file.write(content), safe="the run up to its last checkpoint"
-        )
+        write_record(self.folder, self._record)
 
     def finish(
         self,
@@ -247,20 +245,9 @@ def _open_held(
     folder: Path, config: TrainConfig, fingerprint: str, validation_fingerprint: str | None, lock: int
 ) -> Run:
     if not (folder / RECORD_NAME).exists():
-        _refuse_foreign_folder(folder)
+        refuse_foreign_folder(folder)
         run = Run(folder, {}, lock, resumed=False)
-        run.update(
-            format=FORMAT,
-            name=config.name,
-            state="running",
-            reason=None,
-            config=config.record(),
-            fingerprint=fingerprint,
-            validation_fingerprint=validation_fingerprint,
-            started=_now(),
-            finished=None,
-            sessions=[_session()],
-        )
+        run.update(**new_record(config, fingerprint, validation_fingerprint) | {"sessions": [_session()]})
         return run
     record = read_record(folder)
     check_run(folder, record, config, fingerprint, validation_fingerprint)
@@ -281,7 +268,7 @@ def check_run(
 
     RunMismatchError with the differing fields, FingerprintError for another stream, DataError for a damaged record.
     """
-    found = differences(_config_of(record, folder), config)
+    found = differences(config_of(record, folder), config)
     if found:
         shown = ", ".join(f"{field}: {old!r} -> {new!r}" for field, (old, new) in found.items())
         raise RunMismatchError(
@@ -298,6 +285,28 @@ def check_run(
                 f"the run in {folder} read a {what} with fingerprint {was}, which now is {now}",
                 hint="the stream was made anew; train under another --name",
             )
+
+
+def new_record(config: TrainConfig, fingerprint: str, validation_fingerprint: str | None) -> dict[str, Any]:
+    """Return the record of a run that begins now, before any process has worked on it."""
+    return {
+        "format": FORMAT,
+        "name": config.name,
+        "state": "running",
+        "reason": None,
+        "config": config.record(),
+        "fingerprint": fingerprint,
+        "validation_fingerprint": validation_fingerprint,
+        "started": _now(),
+        "finished": None,
+        "sessions": [],
+    }
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write ``folder/run.json``: JSON values, positions, paths and times. Raises OutsideError where that fails."""
+    content = (json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    write_atomically(folder / RECORD_NAME, lambda file: file.write(content), safe="the run up to its last checkpoint")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -321,7 +330,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _config_of(record: Mapping[str, Any], folder: Path) -> TrainConfig:
+def config_of(record: Mapping[str, Any], folder: Path) -> TrainConfig:
+    """Return the configuration in the record of ``folder``. Raises DataError when it cannot be read."""
     try:
         return TrainConfig(**record["config"])
     except (UsageError, TypeError) as error:
@@ -359,7 +369,7 @@ def hold(folder: Path) -> int:
     return descriptor
 
 
-def _refuse_foreign_folder(folder: Path) -> None:
+def refuse_foreign_folder(folder: Path) -> None:
     """Raise UsageError when a folder without a record holds anything that a killed beginning would not leave."""
     foreign = sorted(path.name for path in folder.iterdir() if path.name != LOCK_NAME and path.name[0] != ".")
     if foreign:

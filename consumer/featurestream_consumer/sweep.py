@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from featurestream.errors import DivergedError, RunMismatchError, UsageError
@@ -164,10 +165,12 @@ def run_sweep(
                 continue
             range_ = settle_range(run, plan.manifest, lambda: plan.range)
             shared = normalizations.setdefault((config.taps, config.normalize), build_normalization(config.normalize))
-            reporters = config.reporters or quiet
             opened.append(
-                Experiment.open(config, run, range_, planned.sizes, shared, reporters=reporters, say=lines, note=say)
-            )
+                Experiment.open(
+                    config, run, range_, planned.sizes, shared, reporters=config.reporters or quiet, say=lines,
+                    note=partial(_say_of, config.name, say),
+                )
+            )  # fmt: skip
         _say_where(opened, done, say)
         if opened:
             reading = SharedReading(opened, log, plan.manifest, say=say, progress=progress)
@@ -182,6 +185,10 @@ def run_sweep(
             f"all {len(outcomes)} experiments have diverged, the first one because {outcomes[0].reason}", step=None
         )
     return outcomes
+
+
+def _say_of(name: str, say: Callable[[str], None], sentence: str) -> None:
+    say(f"{name}: {sentence}")
 
 
 def _say_where(opened: Sequence[Experiment], done: dict[str, Outcome], say: Callable[[str], None]) -> None:

@@ -112,7 +112,7 @@ class SweepFile(BaseModel):
                     hint="give each run a name of its own, and each value in a grid once",
                 )
             configs[own] = TrainConfig(
-                **({} if self.epochs is None else {"epochs": self.epochs}) | _merged(base, settings),
+                **({} if self.epochs is None else {"epochs": self.epochs}) | merged(base, settings),
                 name=own,
                 stream=self.stream,
                 validate_stream=self.validate_stream,
@@ -219,21 +219,24 @@ def _flat(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"taps" if key == "tap" else str(key): value for key, value in settings.items()}
 
 
-def _merged(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings over the base's, arguments one by one where they are named one by one."""
-    merged: dict[str, Any] = {}
+def merged(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings over the base's, arguments one by one where they are named one by one.
+
+    A name that differs from the base's drops the base's arguments for it.
+    """
+    found: dict[str, Any] = {}
     for source in (base, settings):
         for name in NAMED:
-            if name in source and merged.get(name, TrainConfig.model_fields[name].default) != source[name]:
-                merged.pop(f"{name}_args", None)
+            if name in source and found.get(name, TrainConfig.model_fields[name].default) != source[name]:
+                found.pop(f"{name}_args", None)
         for key, value in _whole_first(source):
             field, dot, argument = key.partition(".")
             if dot:
-                before = merged.get(field, {})
-                merged[field] = {**(before if isinstance(before, dict) else {}), argument: value}
+                before = found.get(field, {})
+                found[field] = {**(before if isinstance(before, dict) else {}), argument: value}
             else:
-                merged[field] = value
-    return merged
+                found[field] = value
+    return found
 
 
 def _whole_first(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from featurestream.errors import RunMismatchError, StreamNotFoundError, UnknownNameError, UsageError
 from featurestream.memory import MemoryLog
 from featurestream.names import reader_group
+from featurestream_consumer.checkpoint import list_checkpoints
 from featurestream_consumer.config import TrainConfig
 from featurestream_consumer.run import train
 from tests.support import append, create, make_manifest, publish
@@ -109,6 +110,41 @@ def test_a_run_that_died_anywhere_ends_with_the_weights_of_an_undisturbed_one(lo
         for result in (whole, resumed)
     )
     assert one == other, "no row of metrics is lost or doubled"
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 5000])
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before_and_is_told(
+    log, tmp_path, monkeypatch, damage
+):
+    whole = train(config(tmp_path / "whole"), log)
+    from featurestream_consumer.trainer import Trainer
+
+    class Killed(BaseException):
+        """What no handler catches."""
+
+    step = Trainer.step
+
+    def dying_step(self, *args, **kwargs):
+        if self.step_count == 8:
+            raise Killed
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", dying_step)
+        with pytest.raises(Killed):
+            train(config(tmp_path / "cut", checkpoint_seconds=1e-9), log)
+    newest, before = list_checkpoints(tmp_path / "cut" / "E1" / "checkpoints")
+    newest.path.write_bytes(damage)
+    said: list[str] = []
+    resumed = train(config(tmp_path / "cut"), log, say=said.append)
+    assert said[0].startswith(f"checkpoint {newest.path.name} is damaged: its {len(damage)} bytes have the checksum")
+    assert said[1:3] == [
+        "continuing from the checkpoint of step 7",
+        "going on at step 7, epoch 1, batch 11, row 2",
+    ]
+    assert before.step == 7
+    assert head_bytes(resumed.folder) == head_bytes(whole.folder)
+    assert resumed.metrics == whole.metrics
 
 
 def test_a_finished_run_is_not_trained_again(log, tmp_path):

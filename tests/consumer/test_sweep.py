@@ -21,6 +21,7 @@ from featurestream.errors import (
 from featurestream.memory import MemoryLog
 from featurestream.names import reader_group
 from featurestream.stream import FeatureStream
+from featurestream_consumer.checkpoint import list_checkpoints
 from featurestream_consumer.config import TrainConfig
 from featurestream_consumer.group import Group, Lone
 from featurestream_consumer.run import train
@@ -181,6 +182,42 @@ def test_a_kill_between_two_experiments_checkpoints_leaves_them_at_different_pla
     said: list[str] = []
     again = run_sweep(plan_sweep(cut, log), log, say=said.append)
     assert any("10 go on where they were" in line for line in said), "\n".join(said)
+    for one, other in zip(whole, again, strict=True):
+        assert files(tmp_path / "whole" / one.config.name) == files(tmp_path / "cut" / other.config.name)
+
+
+def test_a_damaged_newest_checkpoint_of_one_experiment_is_told_and_costs_only_that_one(
+    log, tmp_path, monkeypatch, grouped
+):
+    whole = run_sweep(plan_sweep(experiments(tmp_path / "whole"), log), log)
+
+    class Killed(BaseException):
+        """What no handler catches."""
+
+    step, calls = Group.step, 0
+
+    def dying(self, *args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls > 6:
+            raise Killed
+        return step(self, *args, **kwargs)
+
+    cut = experiments(tmp_path / "cut", base=CONTENT["base"] | {"checkpoint_seconds": 1e-9, "keep_checkpoints": 3})
+    with monkeypatch.context() as patch:
+        patch.setattr(Group, "step", dying)
+        with pytest.raises(Killed):
+            run_sweep(plan_sweep(cut, log), log)
+    checkpoints = list_checkpoints(tmp_path / "cut" / "dropout" / "checkpoints")
+    assert len(checkpoints) == 3
+    for file in checkpoints[:2]:
+        file.path.write_bytes(file.path.read_bytes()[:-1])
+    said: list[str] = []
+    again = run_sweep(plan_sweep(cut, log), log, say=said.append)
+    told = [line for line in said if "damaged" in line]
+    named = [f"dropout: checkpoint {file.path.name}" for file in checkpoints[:2]]
+    assert [line.split(" is damaged")[0] for line in told] == named
+    assert f"dropout: continuing from the checkpoint of step {checkpoints[2].step}" in said
     for one, other in zip(whole, again, strict=True):
         assert files(tmp_path / "whole" / one.config.name) == files(tmp_path / "cut" / other.config.name)
 

@@ -1,10 +1,9 @@
-"""``featurectl train`` as its users meet it: killed, resumed, refused, followed by Kafka's own tools."""
+"""``featurectl train`` as its users meet it: resumed, refused, followed by Kafka's own tools."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -55,32 +54,6 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
 
 def head_bytes(folder: Path) -> dict[str, bytes]:
     return {name: tensor.tobytes() for name, tensor in load_file(folder / "head.safetensors").items()}
-
-
-def test_a_trainer_killed_at_random_moments_ends_with_the_weights_of_an_undisturbed_one(stream, finished, tmp_path):
-    seed = 20261122
-    chance = random.Random(seed)
-    kills = 0
-    while kills < 3:
-        process = subprocess.Popen(
-            command(stream, tmp_path, "killed"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        # Kill somewhere between the first checkpoint of this life and the end, wherever chance falls.
-        checkpoints = tmp_path / "killed" / "checkpoints"
-        before = set(os.listdir(checkpoints)) if checkpoints.is_dir() else set()
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            if checkpoints.is_dir() and set(os.listdir(checkpoints)) - before:
-                break
-        try:
-            process.wait(chance.uniform(0, 0.4))
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        kills += 1
-    last = run(*command(stream, tmp_path, "killed"))
-    assert last.returncode == 0, last.stderr
-    assert head_bytes(tmp_path / "killed") == head_bytes(finished), f"kill seed {seed}"
 
 
 def test_an_experiments_lag_is_there_for_any_kafka_tool(stream, finished, broker):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import decode, grouped_heads, produce, publish, read, wire
+from benchmarks import checkpoint, decode, grouped_heads, produce, publish, read, wire
 from benchmarks.__main__ import THEMES, main
 from benchmarks.broker import own_broker
 from benchmarks.measure import Ratio, Run, in_turn, ratio
@@ -87,7 +87,8 @@ def test_an_unknown_theme_is_refused_with_those_there_are(capsys: pytest.Capture
     with pytest.raises(SystemExit, match="2"):
         main(["write"])
     assert (
-        'unknown theme "write", expected one of wire, publish, read, produce, grouped_heads' in capsys.readouterr().err
+        'unknown theme "write", expected one of wire, publish, read, produce, grouped_heads, decode, checkpoint'
+        in capsys.readouterr().err
     )
 
 
@@ -136,6 +137,17 @@ def test_produce_runs_and_leaves_no_topic(broker: Cluster) -> None:
     speeds, stages = rows_of(produce.run(broker, cases=[case], repeats=1))
     assert speeds[0][:3] == ("photos", "resnet18", "32")
     assert stages[0][0] == "photos"
+    check_nothing_is_left(broker)
+
+
+@pytest.mark.broker
+def test_checkpoint_runs_and_leaves_no_topic(broker: Cluster) -> None:
+    cases = [checkpoint.Case("linear", "linear", {}, 1, 3), checkpoint.Case("two", "mlp", {"hidden": 8}, 2, 3)]
+    costs, ages = rows_of(checkpoint.run(broker, cases=cases, window=1))
+    assert [line[0] for line in costs] == ["linear", "two"]
+    for line in ages:
+        first, last = (int(text.replace(",", "")) for text in line[-2:])
+        assert last == pytest.approx(first, rel=0.01), "the last file is as large as the first, but for longer numbers"
     check_nothing_is_left(broker)
 
 
