@@ -99,7 +99,7 @@ def test_the_commands_of_the_worked_example_run_and_print_the_tables_that_it_sho
     (yaml,) = fenced(text, "yaml")
     (here / "ablation.yaml").write_text(yaml)
     ran = commands(text)
-    assert {words[1] for words, _ in ran} >= {"probe", "sweep", "compare"}
+    assert {words[1] for words, _ in ran} == {"probe", "sweep", "compare", "fork"}
     for words, shown in ran:
         printed = run(words)
         assert headings(shown) == set() or headings(shown) <= headings(printed)
