@@ -105,6 +105,7 @@ class Group:
         self._flats = {trainer: trainer.flat or FlatParameters(trainer.head) for trainer in self.trainers}
         self._stack: Stack
         self._slices: list[_Slice] = []
+        self._optimizers: list[Optimizer] = []
         self._stable: dict[int, bool] = {}
         self._metric_sums: dict[str, Tensor] = {}  # float64 (K,); empty: the trainers' own are up to date
         self._metric_rows = 0
@@ -140,7 +141,12 @@ class Group:
                 self._release(trainer)
         torch.autograd.backward(loss_K.sum())
         for piece in self._slices:
-            piece.step(diverged)
+            piece.take_settings()
+            piece.step_alone(diverged)
+        for optimizer in self._optimizers:
+            optimizer.step()
+        for piece in self._slices:
+            piece.step_scheduler(diverged)
         self._add_metrics(scores_KBC.detach(), targets, loss_KB.detach(), once)
         for trainer, value in zip(self.trainers, found, strict=True):
             if trainer not in diverged:
@@ -294,6 +300,7 @@ class Group:
             _Slice(self.trainers[first:last], self._flats, self._stack, first)
             for first, last in _runs([_settings(trainer) for trainer in self.trainers])
         ]
+        self._optimizers = _optimizers_for(self._slices)
         self._loss_runs = _runs([dict(trainer.loss.args) for trainer in self.trainers])
 
     def _rebuild(self) -> None:
@@ -371,41 +378,43 @@ class _Slice:
         self, trainers: Sequence[Trainer], flats: dict[Trainer, FlatParameters], stack: Stack, first: int
     ) -> None:
         self._trainers = trainers
-        self._leader = trainers[0]
+        self.leader = trainers[0]
         self._flats = [flats[trainer] for trainer in trainers]
-        self._optimizer: Optimizer | None = None
-        if self._leader.flat is not None:
-            self._parameters = []
+        self._parameters: list[torch.nn.Parameter] = []
+        self._state: dict[torch.nn.Parameter, dict[str, Any]] = {}
+        self.settings: dict[str, Any] | None = None
+        if self.leader.flat is not None:
             for values, gradients in zip(stack.values, stack.gradients, strict=True):
                 parameter = torch.nn.Parameter(values[first : first + len(trainers)].view(-1))
                 parameter.grad = gradients[first : first + len(trainers)].view(-1)
                 self._parameters.append(parameter)
-            self._optimizer = _like(self._leader.optimizer, self._parameters)
-            self._gather(self._optimizer)
+            self.settings = {**self.leader.optimizer.param_groups[0], "params": self._parameters}
 
-    def step(self, gone: dict[Trainer, DivergedError]) -> None:
-        """Step the optimiser, then the schedule; a trainer that is gone has left what it had here."""
-        leader = self._leader
-        if self._optimizer is None:
-            if leader in gone:
-                return
+    def step_alone(self, gone: dict[Trainer, DivergedError]) -> None:
+        """Step an optimiser of the trainer's own; a trainer that is gone has left what it had here."""
+        if self.settings is None and self.leader not in gone:
             self._flats[0].attach()
-            leader.optimizer.step()
-        else:
-            group = self._optimizer.param_groups[0]
-            for key, value in leader.optimizer.param_groups[0].items():
-                if key != "params":  # the schedule may have moved any of them
-                    group[key] = value
-            self._optimizer.step()
-            leader.optimizer._opt_called = True  # type: ignore[attr-defined]  # else its schedule would warn
-        leader.step_scheduler()
+            self.leader.optimizer.step()
+
+    def take_settings(self) -> None:
+        """Take over the settings of the next step: the schedule may have moved any of them."""
+        if self.settings is not None:
+            self.settings.update({**self.leader.optimizer.param_groups[0], "params": self._parameters})
+
+    def step_scheduler(self, gone: dict[Trainer, DivergedError]) -> None:
+        """Move the schedule on after a step of the optimiser."""
+        if all(trainer in gone for trainer in self._trainers):
+            return
+        if self.settings is not None:
+            self.leader.optimizer._opt_called = True  # type: ignore[attr-defined]  # else its schedule would warn
+        self.leader.step_scheduler()
 
     def sync(self, gone: dict[Trainer, DivergedError]) -> None:
         """Give every trainer that is not gone the state and the settings that the slice has for it."""
-        if self._optimizer is None:
+        if self.settings is None:
             return
-        states = [self._optimizer.state.get(parameter, {}) for parameter in self._parameters]
-        leading = self._leader.optimizer.param_groups[0]
+        states = [self._state.get(parameter, {}) for parameter in self._parameters]
+        leading = self.leader.optimizer.param_groups[0]
         for place, (trainer, flat) in enumerate(zip(self._trainers, self._flats, strict=True)):
             if trainer in gone:
                 continue
@@ -417,25 +426,26 @@ class _Slice:
                     own[key] = value.clone() if isinstance(value, Tensor) else value
             if own:
                 trainer.optimizer.state[flat.parameter] = own
-            if trainer is self._leader:
+            if trainer is self.leader:
                 continue
             group = trainer.optimizer.param_groups[0]
             group.update({key: value for key, value in leading.items() if key != "params"})
-            if trainer.scheduler is not None and self._leader.scheduler is not None:
-                trainer.scheduler.load_state_dict(self._leader.scheduler.state_dict())
+            if trainer.scheduler is not None and self.leader.scheduler is not None:
+                trainer.scheduler.load_state_dict(self.leader.scheduler.state_dict())
 
-    def _gather(self, optimizer: Optimizer) -> None:
-        """Take over what the trainers' optimisers have remembered so far; the settings say that it is of one kind."""
+    def join(self, optimizer: Optimizer) -> None:
+        """Be stepped by ``optimizer``, which takes over what the trainers' own have remembered so far."""
+        self._state = optimizer.state
         pairs = zip(self._trainers, self._flats, strict=True)
         states = [trainer.optimizer.state.get(flat.parameter, {}) for trainer, flat in pairs]
         for key, value in states[0].items():
             if _is_stacked(value, self._flats[0].parameter):
-                parts = zip(*(flat.split(state[key]) for flat, state in zip(self._flats, states, strict=True)), strict=True)
-                for parameter, part in zip(self._parameters, parts, strict=True):
-                    optimizer.state[parameter][key] = torch.cat(part)
+                parts = [flat.split(state[key]) for flat, state in zip(self._flats, states, strict=True)]
+                for parameter, part in zip(self._parameters, zip(*parts, strict=True), strict=True):
+                    self._state[parameter][key] = torch.cat(part)
             else:
                 for parameter in self._parameters:
-                    optimizer.state[parameter][key] = value.clone() if isinstance(value, Tensor) else value
+                    self._state[parameter][key] = value.clone() if isinstance(value, Tensor) else value
 
 
 def form_units(trainers: Sequence[Trainer], rows: int) -> list[Unit]:
@@ -539,12 +549,21 @@ def _is_stacked(value: Any, parameter: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
-def _like(optimizer: Optimizer, parameters: list[torch.nn.Parameter]) -> Optimizer:
-    """Return an optimiser of the same class and settings for other parameters, with no memory."""
-    new = copy.copy(optimizer)
-    new.state = defaultdict(dict)
-    new.param_groups = [{**optimizer.param_groups[0], "params": parameters}]
-    return new
+def _optimizers_for(slices: Sequence[_Slice]) -> list[Optimizer]:
+    """Return one optimiser for all slices of a kind: calling one costs more than stepping a slice of small heads."""
+    by_kind: dict[type, list[_Slice]] = defaultdict(list)
+    for piece in slices:
+        if piece.settings is not None:
+            by_kind[type(piece.leader.optimizer)].append(piece)
+    optimizers: list[Optimizer] = []
+    for alike in by_kind.values():
+        optimizer = copy.copy(alike[0].leader.optimizer)
+        optimizer.state = defaultdict(dict)
+        optimizer.param_groups = [piece.settings for piece in alike if piece.settings is not None]
+        for piece in alike:
+            piece.join(optimizer)
+        optimizers.append(optimizer)
+    return optimizers
 
 
 def _runs(values: Sequence[object]) -> list[tuple[int, int]]:

@@ -106,18 +106,17 @@ class _StackedLinear:
         self.width = linear.out_features
         self._dropouts = dropouts
 
-    def __call__(
-        self, inputs_KBI: Tensor, generators: Sequence[torch.Generator] | None, head_by_head: bool
-    ) -> Tensor:
+    def __call__(self, inputs_KBI: Tensor, generators: Sequence[torch.Generator] | None, head_by_head: bool) -> Tensor:
         outputs_KBO: Tensor = _Product.apply(
             inputs_KBI,
             self._weight_KOI,
             self._bias_KO,
             self._weight_gradient,
             self._bias_gradient,
+            type(self.activation) is nn.ReLU,
             head_by_head,
         )
-        if self.activation is not None:
+        if type(self.activation) not in {type(None), nn.ReLU}:
             outputs_KBO = self.activation(outputs_KBO)
         if generators is not None and any(self._dropouts):
             outputs_KBO = outputs_KBO * self._keep(outputs_KBO, generators)
@@ -133,7 +132,7 @@ class _StackedLinear:
 
 
 class _Product(torch.autograd.Function):
-    """outputs_KBO = inputs_KBI @ weight_KOI' + bias_KO, whose backward pass writes gradients where the optimiser reads.
+    """relu(inputs_KBI @ weight_KOI' + bias_KO), whose backward pass writes gradients where the optimiser reads.
 
     Left to autograd, they would be new tensors, to be copied into the rows of the heads in one more pass over them.
     """
@@ -146,19 +145,26 @@ class _Product(torch.autograd.Function):
         bias_KO: Tensor | None,
         weight_gradient: Tensor,
         bias_gradient: Tensor | None,
+        relu: bool,
         head_by_head: bool,
     ) -> Tensor:
-        ctx.save_for_backward(inputs_KBI, weight_KOI)
-        ctx.gradients = (weight_gradient, bias_gradient, head_by_head)
         if bias_KO is None:
-            return torch.bmm(inputs_KBI, weight_KOI.mT)
-        return torch.baddbmm(bias_KO.unsqueeze(1), inputs_KBI, weight_KOI.mT)
+            outputs_KBO = torch.bmm(inputs_KBI, weight_KOI.mT)
+        else:
+            outputs_KBO = torch.baddbmm(bias_KO.unsqueeze(1), inputs_KBI, weight_KOI.mT)
+        if relu:
+            outputs_KBO.relu_()
+        ctx.save_for_backward(inputs_KBI, weight_KOI, outputs_KBO if relu else None)
+        ctx.gradients = (weight_gradient, bias_gradient, head_by_head)
+        return outputs_KBO
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_KBO: Tensor) -> tuple[Tensor | None, ...]:
-        inputs_KBI, weight_KOI = ctx.saved_tensors
+        inputs_KBI, weight_KOI, relu_KBO = ctx.saved_tensors
         weight_gradient, bias_gradient, head_by_head = ctx.gradients
+        if relu_KBO is not None:
+            gradient_KBO = torch.ops.aten.threshold_backward(gradient_KBO, relu_KBO, 0)
         if weight_gradient.is_contiguous() != head_by_head:
             torch.bmm(gradient_KBO.mT, inputs_KBI, out=weight_gradient)
         else:
@@ -166,7 +172,7 @@ class _Product(torch.autograd.Function):
         if bias_gradient is not None:
             torch.sum(gradient_KBO, 1, out=bias_gradient)
         inputs_gradient = torch.bmm(gradient_KBO, weight_KOI) if ctx.needs_input_grad[0] else None
-        return inputs_gradient, None, None, None, None, None
+        return inputs_gradient, None, None, None, None, None, None
 
 
 def _buffer(like: Tensor, apart: bool) -> Tensor:
