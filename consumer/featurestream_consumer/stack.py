@@ -1,4 +1,4 @@
-"""The linear layers of several heads as one: each weight of all heads in one tensor, and one product for all of them."""
+"""The linear layers of several heads as one: each weight of all heads in one tensor, one product for all of them."""
 
 from __future__ import annotations
 
