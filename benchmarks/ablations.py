@@ -64,11 +64,12 @@ def run(
     shown = {way: f"{1 / rate(runs, way):.1f}" for way in runs}
     return Report(
         theme="ablations",
-        question=f"Wall time of {count} experiments (MLP {HIDDEN}, AdamW) in one sweep, over {EPOCHS} augmented epochs of "
-        f"{images:,} digits, {AUGMENTED_SIZE} x {AUGMENTED_SIZE} pixels, through a frozen ResNet-18 on the CPU. With the "
-        "extraction, which happens once: `produce` and a `sweep` that follows it live, from the start of the one to "
-        "the end of both, against a plain torch loop (DataLoader, forward, one head) for one experiment. Without it: "
-        "`sweep` on the finished stream against the same experiments by `train`, one process after the other.",
+        question=f"Wall time of {count} experiments (MLP {HIDDEN}, AdamW) in one sweep, over {EPOCHS} augmented epochs "
+        f"of {images:,} digits, {AUGMENTED_SIZE} x {AUGMENTED_SIZE} pixels, through a frozen ResNet-18 on the CPU. "
+        "With the extraction, which happens once: `produce` and a `sweep` that follows it live, from the start of the "
+        "one to the end of both, against a plain torch loop (DataLoader, forward, one head) for one experiment. "
+        "Without it: `sweep` on the finished stream against the same experiments by `train`, one process after the "
+        "other.",
         tables=[
             Table(
                 (f"with extraction: {count} against 1", "traditional s", "produce and sweep s", "ratio", "goal"),

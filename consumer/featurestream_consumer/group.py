@@ -381,7 +381,7 @@ class _Slice:
         self.leader = trainers[0]
         self._flats = [flats[trainer] for trainer in trainers]
         self._parameters: list[torch.nn.Parameter] = []
-        self._state: dict[torch.nn.Parameter, dict[str, Any]] = {}
+        self._state: dict[Tensor, Any] = {}
         self.settings: dict[str, Any] | None = None
         if self.leader.flat is not None:
             for values, gradients in zip(stack.values, stack.gradients, strict=True):
