@@ -64,14 +64,19 @@ def make_record(manifest: Manifest, batch: int, tap: str) -> Record:
     )
 
 
-def publish(log: Log, manifest: Manifest) -> list[int]:
-    """Publish the whole stream, its topics being there; return the bytes of each batch's record of one tap."""
+def publish(log: Log, manifest: Manifest, *, parts: int = 1) -> list[int]:
+    """Publish the whole stream, its topics being there; return the bytes of each batch's record of one tap.
+
+    Each of the ``parts`` is acknowledged before the next one is sent: records of one request have one time.
+    """
     with ManifestTopic(log, manifest.stream) as topic:
         topic.write_manifest(manifest)
     encoder = Encoder()
     sizes: list[int] = []
+    batches = manifest.total_batches or 0
+    ends = {part * batches // parts for part in range(1, parts + 1)}
     with log.sink() as sink:
-        for batch in range(manifest.total_batches or 0):
+        for batch in range(batches):
             size = 0
             for tap in manifest.taps:
                 record = make_record(manifest, batch, tap.name)
@@ -85,7 +90,8 @@ def publish(log: Log, manifest: Manifest) -> list[int]:
                 )
                 size = value.nbytes
             sizes.append(size)
-        sink.flush()
+            if batch + 1 in ends:
+                sink.flush()
     return sizes
 
 

@@ -28,7 +28,8 @@ from featurestream.wire import decode
 RECORDS = (1_000, 10_000, 100_000)
 LANES = (1, 4)
 ROWS, WIDTH = 1, 16  # small records: what counts is how many there are
-PLACES = (0.05, 0.3, 0.5, 0.7, 0.95)  # of the way through the log
+PARTS = 20  # appended one after the other, so that a record of any but the last has a time before the end
+PLACES = (0.05, 0.3, 0.5, 0.7, 0.9)  # of the way through the log
 GOAL = 1.3
 
 
@@ -44,7 +45,7 @@ def run(
                 manifest = make_manifest(unique("seek"), rows=ROWS, width=WIDTH, batches=length, lanes=count)
                 names = [tap_topic(manifest.stream, tap.name) for tap in manifest.taps]
                 with topics(log, [manifest_topic(manifest.stream)], 1, {}), topics(log, names, count, settings):
-                    publish(log, manifest)
+                    publish(log, manifest, parts=PARTS)
                     lines += _compare(cluster, log, manifest, repeats)
     return Report(
         theme="seek",

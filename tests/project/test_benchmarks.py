@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -153,6 +154,7 @@ def test_seek_runs_and_leaves_no_topic(broker: Cluster) -> None:
 
 
 @pytest.mark.broker
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_storage_runs_and_leaves_no_topic(broker: Cluster) -> None:
     (lines,) = rows_of(storage.run(broker, width=8, rows=4, volume=4_000, repeats=1))
     assert lines[0][0] == "FeatureStream"
@@ -163,6 +165,7 @@ def test_storage_runs_and_leaves_no_topic(broker: Cluster) -> None:
             expected = [f"{title}: not installed"]
         assert [name for name in shown if name.startswith(title)] == expected
     check_nothing_is_left(broker)
+    gc.collect()  # WebDataset leaves its files open
 
 
 @pytest.mark.broker
