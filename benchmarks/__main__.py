@@ -16,9 +16,17 @@ from benchmarks.report import REPORTS, Setting, markdown, write
 
 #: Theme: whether it needs a broker. Each is a module of this package with a function ``run``.
 THEMES = {
-    "wire": False, "publish": True, "read": True, "produce": True, "grouped_heads": False, "decode": False,
+    "wire": False,
+    "publish": True,
+    "read": True,
+    "produce": True,
+    "grouped_heads": False,
+    "decode": False,
     "checkpoint": True,
-}  # fmt: skip
+    "seek": True,
+    "storage": True,
+    "ablations": True,
+}
 
 
 def main(arguments: Sequence[str]) -> None:

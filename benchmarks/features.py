@@ -8,7 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestream.manifest import BackboneFacts, DataFacts, Manifest, TapFacts, sealed
+from featurestream.manifest_topic import ManifestTopic
+from featurestream.names import record_key, tap_topic
+from featurestream.ports import Log
 from featurestream.record import Record
+from featurestream.wire import Encoder, headers_of
 
 CLASSES = 1000
 POOL = 8  # different payloads; together larger than a core's own caches
@@ -58,6 +62,37 @@ def make_record(manifest: Manifest, batch: int, tap: str) -> Record:
         labels=labels,
         extracted_ns=1_700_000_000_000_000_000,
     )
+
+
+def publish(log: Log, manifest: Manifest, *, parts: int = 1) -> list[int]:
+    """Publish the whole stream, its topics being there; return the bytes of each batch's record of one tap.
+
+    Each of the ``parts`` is acknowledged before the next one is sent: records of one request have one time.
+    """
+    with ManifestTopic(log, manifest.stream) as topic:
+        topic.write_manifest(manifest)
+    encoder = Encoder()
+    sizes: list[int] = []
+    batches = manifest.total_batches or 0
+    ends = {part * batches // parts for part in range(1, parts + 1)}
+    with log.sink() as sink:
+        for batch in range(batches):
+            size = 0
+            for tap in manifest.taps:
+                record = make_record(manifest, batch, tap.name)
+                value = encoder.encode(record)
+                sink.append(
+                    tap_topic(manifest.stream, tap.name),
+                    manifest.layout.lane_of(batch),
+                    key=record_key(record.pass_number, batch),
+                    value=value,
+                    headers=headers_of(record),
+                )
+                size = value.nbytes
+            sizes.append(size)
+            if batch + 1 in ends:
+                sink.flush()
+    return sizes
 
 
 @cache

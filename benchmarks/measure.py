@@ -46,6 +46,10 @@ class Ratio:
         """Return the goal, and whether the median reaches it."""
         return f"{goal:.2f}: {'met' if self.median >= goal else 'missed'}"
 
+    def within(self, goal: float) -> str:
+        """Return the goal, and whether the median stays at or below it."""
+        return f"{goal:.2f}: {'met' if self.median <= goal else 'missed'}"
+
 
 def in_turn(ways: Mapping[str, Callable[[], Run]], repeats: int) -> Runs:
     """Return what each way did, a run a repeat, by its name.
@@ -67,6 +71,11 @@ def ratio(runs: Runs, one: str, other: str) -> Ratio:
     """Return the rate of ``one`` over that of ``other``, taken repeat by repeat."""
     ratios = [mine.rate / theirs.rate for mine, theirs in zip(runs[one], runs[other], strict=True)]
     return Ratio(statistics.median(ratios), min(ratios), max(ratios))
+
+
+def time_ratio(runs: Runs, one: str, other: str) -> Ratio:
+    """Return how much longer ``one`` takes than ``other``, taken repeat by repeat."""
+    return ratio(runs, other, one)
 
 
 def rate(runs: Runs, name: str) -> float:

@@ -13,7 +13,7 @@ import psutil
 from confluent_kafka import Consumer, TopicPartition
 
 from benchmarks.broker import client_versions, topics, unique
-from benchmarks.features import make_manifest, make_record
+from benchmarks.features import make_manifest, publish
 from benchmarks.measure import Clock, Run, cpu_ms, in_turn, rate, ratio
 from benchmarks.report import Report, Table, package_versions
 from featurestream.batch import FeatureBatch
@@ -21,11 +21,9 @@ from featurestream.cluster import Cluster
 from featurestream.kafka import KafkaLog
 from featurestream.kafka.config import LANE_QUEUE_KBYTES, READER, reader_settings
 from featurestream.manifest import Manifest
-from featurestream.manifest_topic import ManifestTopic
-from featurestream.names import manifest_topic, record_key, tap_topic
+from featurestream.names import manifest_topic, tap_topic
 from featurestream.stream import FeatureStream
 from featurestream.topics import tap_topic_settings
-from featurestream.wire import Encoder, headers_of
 
 LANES = 4
 WIDTH = 2048
@@ -109,27 +107,8 @@ def run(
 
 
 def _publish(log: KafkaLog, manifest: Manifest) -> _Published:
-    with ManifestTopic(log, manifest.stream) as topic:
-        topic.write_manifest(manifest)
-    encoder = Encoder()
-    batches = manifest.total_batches or 0
-    measured = size = 0
-    with log.sink() as sink:
-        for batch in range(batches):
-            for tap in TAPS:
-                record = make_record(manifest, batch, tap)
-                value = encoder.encode(record)
-                sink.append(
-                    tap_topic(manifest.stream, tap),
-                    manifest.layout.lane_of(batch),
-                    key=record_key(record.pass_number, batch),
-                    value=value,
-                    headers=headers_of(record),
-                )
-                size = value.nbytes
-            measured += size if batch >= SKIPPED else 0
-        sink.flush()
-    return _Published(manifest, batches, measured / MB, size / 1000)
+    sizes = publish(log, manifest)
+    return _Published(manifest, len(sizes), sum(sizes[SKIPPED:]) / MB, sizes[-1] / 1000)
 
 
 def _compare(cluster: Cluster, published: _Published, taps: Sequence[str], repeats: int) -> tuple[str, ...]:

@@ -1,8 +1,6 @@
 """A head's parameters as one long tensor, of which the module's own are views.
 
-An element-wise optimiser steps the long tensor in one call instead of four. And the rows of many heads of one shape lie
-in one matrix, with the same distance from each to the next: batched products read them as they lie, and neighbours are
-stepped together.
+An element-wise optimiser steps the long tensor in one call instead of four.
 
 ::
 
@@ -10,6 +8,8 @@ stepped together.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,39 +25,42 @@ class FlatParameters:
 
     Attributes:
         parameter: float32 (size,), what an optimiser is given; its ``grad`` is :attr:`gradient`.
-        gradient: (size,), filled by :meth:`collect`, or by whoever has the views of it.
-        size: numbers with the padding, which stays 0.
+        gradient: (size,), filled by :meth:`collect`.
+        shapes: the parameters' own shapes, in order.
+        widths: numbers of each parameter with its padding, which stays 0.
     """
 
     def __init__(self, head: nn.Module) -> None:
         self._parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
-        self._places: list[tuple[int, torch.Size]] = []
-        size = 0
-        for parameter in self._parameters:
-            self._places.append((size, parameter.shape))
-            size += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
-        self.size = size
-        self.parameter = nn.Parameter(torch.zeros(size, device=self._parameters[0].device))
-        self.bind(self.parameter.detach(), torch.zeros_like(self.parameter))
+        self.shapes = [parameter.shape for parameter in self._parameters]
+        self.widths = [-(-shape.numel() // ALIGNMENT) * ALIGNMENT for shape in self.shapes]
+        self.parameter = nn.Parameter(torch.zeros(sum(self.widths), device=self._parameters[0].device))
+        self.gradient = torch.zeros_like(self.parameter)
+        self.parameter.grad = self.gradient
+        self.take_back()
 
-    def bind(self, weights: Tensor, gradient: Tensor) -> None:
-        """Move the parameters into ``weights`` (size,), where they then live; gradients go to ``gradient`` (size,)."""
-        for parameter, view in zip(self._parameters, self.views(weights), strict=True):
-            view.copy_(parameter.detach())
-            parameter.data = view
+    def lend(self, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Move the parameters into ``values``, a tensor (width,) for each; gradients go to ``gradients``.
+
+        Until :meth:`take_back`, :attr:`parameter` is not the head's.
+        """
+        for parameter, shape, value in zip(self._parameters, self.shapes, values, strict=True):
+            own = _unpadded(value, shape)
+            own.copy_(parameter.detach())
+            parameter.data = own
             parameter.grad = None
-        self.gradient = gradient
-        self._gradients = self.views(gradient)
-        self.parameter.data = weights
-        self.parameter.grad = gradient
+        self._gradients = [_unpadded(each, shape) for each, shape in zip(gradients, self.shapes, strict=True)]
 
-    def views(self, flat: Tensor) -> list[Tensor]:
-        """Return the parts of ``flat`` (..., size) that stand for the parameters, each (..., *shape)."""
-        rows = flat.shape[:-1]
-        return [flat[..., start : start + shape.numel()].view(*rows, *shape) for start, shape in self._places]
+    def take_back(self) -> None:
+        """Move the parameters into :attr:`parameter` from wherever they lie."""
+        self.lend(self.split(self.parameter.detach()), self.split(self.gradient))
+
+    def split(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """Return the parts of ``flat`` (size,) that stand for the parameters, each (width,)."""
+        return torch.split(flat, self.widths)
 
     def attach(self) -> None:
-        """Put the gradients, as they lie in :attr:`gradient`, where an optimiser of the module's parameters looks."""
+        """Put the gradients where an optimiser of the module's parameters looks."""
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
 
@@ -69,3 +72,7 @@ class FlatParameters:
             else:
                 gradient.copy_(parameter.grad)
                 parameter.grad = None
+
+
+def _unpadded(value: Tensor, shape: torch.Size) -> Tensor:
+    return value[: shape.numel()].view(shape)

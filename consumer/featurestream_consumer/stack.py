@@ -1,4 +1,4 @@
-"""The linear layers of several heads as one: weights in one matrix, a row a head, and one product for all of them."""
+"""The linear layers of several heads as one: each weight of all heads in one tensor, one product for all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from featurestream_consumer.flat import FlatParameters
+from featurestream_consumer.flat import ALIGNMENT, FlatParameters
 from featurestream_consumer.heads.layers import LinearLayer
 
 #: Numbers that torch's loops take at a time: two vectors of the widest kind, 512 bits.
@@ -19,20 +19,28 @@ GRAIN: Final = 32768
 
 
 class Stack:
-    """K heads of one shape, whose parameters move into the rows of one matrix and live there.
+    """K heads of one shape, whose parameters move into the rows of matrices, one for each parameter, and live there.
+
+    A matrix for each, and not one with a row a head: torch computes a batched product in one call only where the
+    results of all heads lie next to each other; where they lie apart, it calls once for each head.
 
     Attributes:
-        weights: float32 (K, size), a row a head, laid out as :class:`FlatParameters` says.
-        gradients: (K, size), filled by a backward pass through :meth:`scores`.
+        values: float32 (K, width) for each parameter, padded as :class:`FlatParameters` says.
+        gradients: the same for their gradients, filled by a backward pass through :meth:`scores`.
+        head_by_head: for a number of rows, the layers whose weights get their gradients from one product for each head.
     """
 
     def __init__(self, flats: Sequence[FlatParameters], layers: Sequence[Sequence[LinearLayer]]) -> None:
-        size = flats[0].size
-        self.weights = torch.empty(len(flats), size, device=flats[0].parameter.device)
-        self.gradients = torch.zeros_like(self.weights)
-        for flat, row, gradient in zip(flats, self.weights.zero_(), self.gradients, strict=True):
-            flat.bind(row, gradient)
-        values, gradients = iter(flats[0].views(self.weights)), iter(flats[0].views(self.gradients))
+        self.heads = len(flats)
+        self.head_by_head: dict[int, frozenset[int]] = {}
+        device = flats[0].parameter.device
+        self.values = [torch.zeros(self.heads, width, device=device) for width in flats[0].widths]
+        self.gradients = [torch.zeros_like(values) for values in self.values]
+        for place, flat in enumerate(flats):
+            flat.lend([values[place] for values in self.values], [each[place] for each in self.gradients])
+        shapes = flats[0].shapes
+        values = iter(_as_shapes(self.values, shapes))
+        gradients = iter(_as_shapes(self.gradients, shapes))
         self._layers = [
             _StackedLinear(layer.linear, values, gradients, layer.activation, [own[number].dropout for own in layers])
             for number, layer in enumerate(layers[0])
@@ -46,17 +54,34 @@ class Stack:
         exact anywhere.
         """
         widths = [layer.width for layer in self._layers if type(layer.activation) not in (type(None), nn.ReLU)]
-        heads = self.weights.shape[0]
         return all(
-            _leaves_nothing_over(rows * width) and _leaves_nothing_over(heads * rows * width) for width in widths
+            _leaves_nothing_over(rows * width) and _leaves_nothing_over(self.heads * rows * width) for width in widths
         )
 
     def scores(self, features_KBD: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
         """Return scores_KBC. With ``generators``, one a head, units are dropped as each head alone would drop them."""
+        head_by_head = self.head_by_head.get(features_KBD.shape[1], frozenset())
         hidden_KBH = features_KBD
-        for layer in self._layers:
-            hidden_KBH = layer(hidden_KBH, generators)
+        for number, layer in enumerate(self._layers):
+            hidden_KBH = layer(hidden_KBH, generators, number in head_by_head)
         return hidden_KBH
+
+    def layers_of(self, wrong: Sequence[bool]) -> set[int] | None:
+        """Return the layers whose weights are marked in ``wrong``, a mark for each parameter; None for a bias."""
+        marks = iter(wrong)
+        found: set[int] = set()
+        for number, layer in enumerate(self._layers):
+            if next(marks):
+                found.add(number)
+            if layer.has_bias and next(marks):
+                return None
+        return found
+
+
+def _as_shapes(matrices: Sequence[Tensor], shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """Return the matrices (K, width) without their padding, each (K, *shape)."""
+    pairs = zip(matrices, shapes, strict=True)
+    return [matrix[:, : shape.numel()].view(matrix.shape[0], *shape) for matrix, shape in pairs]
 
 
 def _leaves_nothing_over(numbers: int) -> bool:
@@ -76,15 +101,22 @@ class _StackedLinear:
         self._weight_gradient = next(gradients)
         self._bias_KO = next(values) if linear.bias is not None else None
         self._bias_gradient = next(gradients) if linear.bias is not None else None
+        self.has_bias = linear.bias is not None
         self.activation = activation
         self.width = linear.out_features
         self._dropouts = dropouts
 
-    def __call__(self, inputs_KBI: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
+    def __call__(self, inputs_KBI: Tensor, generators: Sequence[torch.Generator] | None, head_by_head: bool) -> Tensor:
         outputs_KBO: Tensor = _Product.apply(
-            inputs_KBI, self._weight_KOI, self._bias_KO, self._weight_gradient, self._bias_gradient
+            inputs_KBI,
+            self._weight_KOI,
+            self._bias_KO,
+            self._weight_gradient,
+            self._bias_gradient,
+            type(self.activation) is nn.ReLU,
+            head_by_head,
         )
-        if self.activation is not None:
+        if type(self.activation) not in {type(None), nn.ReLU}:
             outputs_KBO = self.activation(outputs_KBO)
         if generators is not None and any(self._dropouts):
             outputs_KBO = outputs_KBO * self._keep(outputs_KBO, generators)
@@ -100,7 +132,7 @@ class _StackedLinear:
 
 
 class _Product(torch.autograd.Function):
-    """outputs_KBO = inputs_KBI @ weight_KOI' + bias_KO, whose backward pass writes gradients where the optimiser reads.
+    """relu(inputs_KBI @ weight_KOI' + bias_KO), whose backward pass writes gradients where the optimiser reads.
 
     Left to autograd, they would be new tensors, to be copied into the rows of the heads in one more pass over them.
     """
@@ -113,20 +145,40 @@ class _Product(torch.autograd.Function):
         bias_KO: Tensor | None,
         weight_gradient: Tensor,
         bias_gradient: Tensor | None,
+        relu: bool,
+        head_by_head: bool,
     ) -> Tensor:
-        ctx.save_for_backward(inputs_KBI, weight_KOI)
-        ctx.gradients = (weight_gradient, bias_gradient)
         if bias_KO is None:
-            return torch.bmm(inputs_KBI, weight_KOI.mT)
-        return torch.baddbmm(bias_KO.unsqueeze(1), inputs_KBI, weight_KOI.mT)
+            outputs_KBO = torch.bmm(inputs_KBI, weight_KOI.mT)
+        else:
+            outputs_KBO = torch.baddbmm(bias_KO.unsqueeze(1), inputs_KBI, weight_KOI.mT)
+        if relu:
+            outputs_KBO.relu_()
+        ctx.save_for_backward(inputs_KBI, weight_KOI, outputs_KBO if relu else None)
+        ctx.gradients = (weight_gradient, bias_gradient, head_by_head)
+        return outputs_KBO
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_KBO: Tensor) -> tuple[Tensor | None, ...]:
-        inputs_KBI, weight_KOI = ctx.saved_tensors
-        weight_gradient, bias_gradient = ctx.gradients
-        torch.bmm(gradient_KBO.mT, inputs_KBI, out=weight_gradient)
+        inputs_KBI, weight_KOI, relu_KBO = ctx.saved_tensors
+        weight_gradient, bias_gradient, head_by_head = ctx.gradients
+        if relu_KBO is not None:
+            gradient_KBO = torch.ops.aten.threshold_backward(gradient_KBO, relu_KBO, 0)
+        if weight_gradient.is_contiguous() != head_by_head:
+            torch.bmm(gradient_KBO.mT, inputs_KBI, out=weight_gradient)
+        else:
+            weight_gradient.copy_(torch.bmm(gradient_KBO.mT, inputs_KBI, out=_buffer(weight_gradient, head_by_head)))
         if bias_gradient is not None:
             torch.sum(gradient_KBO, 1, out=bias_gradient)
         inputs_gradient = torch.bmm(gradient_KBO, weight_KOI) if ctx.needs_input_grad[0] else None
-        return inputs_gradient, None, None, None, None
+        return inputs_gradient, None, None, None, None, None, None
+
+
+def _buffer(like: Tensor, apart: bool) -> Tensor:
+    """Return room for a result (K, ...) of ``like``'s shape; with ``apart`` the heads' do not touch each other.
+
+    That decides whether torch calls its library once for all of them or for each.
+    """
+    heads, numbers = like.shape[0], like[0].numel()
+    return like.new_empty(heads, numbers + ALIGNMENT * apart)[:, :numbers].view(like.shape)

@@ -16,6 +16,7 @@ from featurestream_consumer.build import build_trainer
 from featurestream_consumer.config import TrainConfig
 from featurestream_consumer.group import Group, Lone, form_units, shape_key
 from featurestream_consumer.optimizers import ELEMENT_WISE
+from featurestream_consumer.stack import Stack
 from featurestream_consumer.trainer import Once, Trainer
 
 FEATURES, CLASSES, ROWS, STEPS = 20, 5, 16, 12
@@ -152,6 +153,46 @@ def test_the_smaller_last_batch_of_a_pass_is_exact_too() -> None:
 def test_a_product_that_is_not_stable_for_some_number_of_rows_is_not_used_for_it(monkeypatch) -> None:
     monkeypatch.setattr(Group, "is_stable", lambda self, rows: rows == ROWS)
     test_the_smaller_last_batch_of_a_pass_is_exact_too()
+
+
+@pytest.mark.parametrize("hidden", [8, 11], ids=["contiguous", "padded"])
+def test_gradients_taken_head_by_head_are_those_that_each_head_has_alone(hidden: int) -> None:
+    settings = [{"seed": seed, "head_args": {"hidden": hidden}} for seed in range(4)]
+    alone, together = [trainer(**each) for each in settings], [trainer(**each) for each in settings]
+    group = Group(together)
+    group._stack.head_by_head[ROWS] = frozenset({0, 1})
+    assert group.is_stable(ROWS)
+    assert group._stack.head_by_head[ROWS] == {0, 1}
+    for batch in batches():
+        for one in alone:
+            one.step(*batch)
+        group.step(*batch, place="", once=Once())
+    group.sync()
+    for one, other in zip(alone, together, strict=True):
+        assert_same(one, other)
+
+
+def test_a_group_whose_gradients_differ_in_one_call_tries_one_for_each_head(monkeypatch) -> None:
+    group = Group([trainer(seed=seed) for seed in range(3)])
+    scores = Stack.scores
+
+    def slightly_off(self: Stack, *args: Any) -> Tensor:
+        """Gradients of the last layer that have other bits, as long as they come from one call."""
+        found = scores(self, *args)
+        if 1 not in self.head_by_head.get(ROWS, ()):
+            found.register_hook(lambda gradient: gradient * (1 + 1e-6))
+        return found
+
+    monkeypatch.setattr(Stack, "scores", slightly_off)
+    monkeypatch.setattr(Stack, "layers_of", lambda self, wrong: {1} if wrong[2] else set())
+    assert group.is_stable(ROWS)
+    assert group._stack.head_by_head[ROWS] == {1}
+
+
+def test_a_bias_whose_gradient_differs_has_no_other_way() -> None:
+    stack = Group([trainer(seed=seed) for seed in range(2)])._stack
+    assert stack.layers_of([False, False, True, False]) == {1}
+    assert stack.layers_of([True, False, False, True]) is None
 
 
 def test_a_head_that_diverges_leaves_alone_and_the_others_do_not_notice() -> None:

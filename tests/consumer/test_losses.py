@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 
 from featurestream.errors import DataError, UnknownNameError, UsageError
 from featurestream_consumer.losses import LOSSES, build_loss, outputs_for
@@ -141,3 +142,32 @@ def test_the_number_of_outputs_is_that_of_the_classes_or_of_a_labels_numbers() -
         outputs_for("cross_entropy", classes=None, label_numbers=3)
     with pytest.raises(UsageError, match="the stream has 1 class"):
         outputs_for("cross_entropy", classes=1, label_numbers=1)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("classes", [2, 3, 10, 16, 17, 63, 100])
+def test_cross_entropy_and_its_gradient_are_torchs_for_any_number_of_classes(classes, label_smoothing) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    scores_BC = (5 * torch.randn(37, classes, generator=generator)).requires_grad_()
+    classes_B = torch.randint(0, classes, (37,), generator=generator)
+    found = build_loss("cross_entropy", {"label_smoothing": label_smoothing})(scores_BC, classes_B)
+    expected = functional.cross_entropy(scores_BC, classes_B, reduction="none", label_smoothing=label_smoothing)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(loss_B.sum(), scores_BC)[0] for loss_B in (found, expected)), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 5, 10, 40])
+def test_a_rows_cross_entropy_has_the_same_bits_wherever_it_stands(classes: int) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    scores_BC = (5 * torch.randn(111, classes, generator=generator)).requires_grad_()
+    classes_B = torch.randint(0, classes, (111,), generator=generator)
+    loss = build_loss("cross_entropy", {"label_smoothing": 0.1})
+    together_B = loss(scores_BC, classes_B)
+    together_BC = torch.autograd.grad(together_B.sum(), scores_BC)[0]
+    for first, last in ((0, 1), (1, 38), (38, 111), (5, 12)):
+        part_BC = scores_BC.detach()[first:last].clone().requires_grad_()
+        alone_B = loss(part_BC, classes_B[first:last])
+        assert torch.equal(alone_B, together_B[first:last])
+        assert torch.equal(torch.autograd.grad(alone_B.sum(), part_BC)[0], together_BC[first:last])

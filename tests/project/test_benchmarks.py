@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -9,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import checkpoint, decode, grouped_heads, produce, publish, read, wire
+from benchmarks import ablations, checkpoint, decode, grouped_heads, produce, publish, read, seek, storage, wire
 from benchmarks.__main__ import THEMES, main
 from benchmarks.broker import own_broker
-from benchmarks.measure import Ratio, Run, in_turn, ratio
+from benchmarks.measure import Ratio, Run, in_turn, ratio, time_ratio
 from benchmarks.produce import Case
 from benchmarks.report import Report, Setting, Table, markdown
 from featurestream.cluster import Cluster
@@ -52,6 +54,13 @@ def test_a_ratio_is_the_median_of_the_repeats_ratios() -> None:
     assert found.against(0.95) == "0.95: missed"
 
 
+def test_a_ratio_of_times_is_how_much_longer_one_takes_and_is_to_stay_below_its_goal() -> None:
+    found = time_ratio({"ours": runs(100, 50, 40), "bare": runs(100, 60, 60)}, "ours", "bare")
+    assert found == Ratio(1.2, 1.0, 1.5)
+    assert found.within(1.2) == "1.20: met"
+    assert found.within(1.1) == "1.10: missed"
+
+
 def test_a_table_is_markdown_with_numbers_on_the_right() -> None:
     table = Table(("record", "MB/s"), [("513 kB", "2,000"), ("a long one", "9")])
     assert table.markdown().splitlines() == [
@@ -86,10 +95,7 @@ def test_the_command_prints_a_report_and_writes_it(tmp_path: Path, capsys: pytes
 def test_an_unknown_theme_is_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["write"])
-    assert (
-        'unknown theme "write", expected one of wire, publish, read, produce, grouped_heads, decode, checkpoint'
-        in capsys.readouterr().err
-    )
+    assert f'unknown theme "write", expected one of {", ".join(THEMES)}' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("theme", THEMES)
@@ -148,6 +154,37 @@ def test_checkpoint_runs_and_leaves_no_topic(broker: Cluster) -> None:
     for line in ages:
         first, last = (int(text.replace(",", "")) for text in line[-2:])
         assert last == pytest.approx(first, rel=0.01), "the last file is as large as the first, but for longer numbers"
+    check_nothing_is_left(broker)
+
+
+@pytest.mark.broker
+def test_seek_runs_and_leaves_no_topic(broker: Cluster) -> None:
+    (lines,) = rows_of(seek.run(broker, records=[40], lanes=[2], repeats=1))
+    assert [line[:3] for line in lines] == [("40", "2", "open"), ("40", "2", "new")]
+    check_nothing_is_left(broker)
+
+
+@pytest.mark.broker
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_storage_runs_and_leaves_no_topic(broker: Cluster) -> None:
+    (lines,) = rows_of(storage.run(broker, width=8, rows=4, volume=4_000, repeats=1))
+    assert lines[0][0] == "FeatureStream"
+    shown = [line[0] for line in lines[1:]]
+    for package, title in storage.TITLES.items():
+        expected = [f"{title}, a sample a {unit}" for unit in ("row", "batch")]
+        if importlib.util.find_spec(package) is None:
+            expected = [f"{title}: not installed"]
+        assert [name for name in shown if name.startswith(title)] == expected
+    check_nothing_is_left(broker)
+    gc.collect()  # WebDataset leaves its files open
+
+
+@pytest.mark.broker
+def test_ablations_run_and_leave_no_topic(broker: Cluster) -> None:
+    found = ablations.run(broker, images=16, rates=[1e-3, 1e-2], dropouts=[0.0], seeds=[0], repeats=1)
+    with_extraction, without = rows_of(found)
+    assert with_extraction[0][0] == "1 repeats"
+    assert without[0][0] == "once"
     check_nothing_is_left(broker)
 
 
