@@ -24,17 +24,18 @@ from typing import Any, Final, Literal, Self
 import torch
 
 from featurestream.errors import DataError, FingerprintError, RunMismatchError, UnknownNameError, UsageError
+from featurestream.manifest import Manifest
 from featurestream.manifest_topic import require_manifest
 from featurestream.ports import Log
 from featurestream.position import Position
 from featurestream_consumer.build import check_config
 from featurestream_consumer.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from featurestream_consumer.config import TrainConfig, check_experiment_name, differences
+from featurestream_consumer.config import FOUND, TrainConfig, check_experiment_name, differences
 from featurestream_consumer.epochs import EpochPlan
 from featurestream_consumer.experiment import Result, Sizes
 from featurestream_consumer.files import cannot_write, sync_folder
 from featurestream_consumer.fork_state import ForkState, Lengths, fork_state
-from featurestream_consumer.label_check import labelled_samples, recorded_facts
+from featurestream_consumer.label_check import check_labels, labelled_samples, relabelled_as_recorded
 from featurestream_consumer.labels import open_labels
 from featurestream_consumer.run import train
 from featurestream_consumer.runs import (
@@ -57,13 +58,13 @@ FIXED: Final = {
     "start": "it goes on inside its parent's range, which decides what each epoch reads",
     "stop": "it goes on inside its parent's range, which decides what each epoch reads",
     "when_behind": "it goes on inside its parent's range, which decides what each epoch reads",
-    "labels": "its weights were learnt on those labels",
-    "unlabelled": "it decides which rows its parent saw",
     "name": "it is given with --name",
     "runs": "it is given with --runs",
 }
 OTHER_WORDS: Final = {"tap": "taps", "from": "start", "until": "stop", "validate": "validate_stream"}
 PLACE: Final = re.compile(r"(batch|step):(\d+)")
+#: What decides which labels a row has: with all of them as they were, the parent has checked its label files already.
+LABELLED_BY: Final = ("validate_stream", "unlabelled", *FOUND)
 #: Where a fork's folder is made, before it is renamed whole into its place.
 UNFINISHED: Final = ".unfinished"
 READ_AGAIN: Final = 10  # times that the parent may remove a checkpoint while it is being read
@@ -159,18 +160,19 @@ def begin_fork(
     new = forked_config(old, changes or {}, name=name, runs=folder.parent)
     manifest = require_manifest(log, new.stream)
     validation = None if new.validate_stream is None else require_manifest(log, new.validate_stream)
-    files = open_labels(new, manifest, {})
-    new = files.sealed(new)
     if manifest.fingerprint != record["fingerprint"]:
         raise FingerprintError(
             f"{parent} read a stream with fingerprint {record['fingerprint']}, which now is {manifest.fingerprint}",
             hint="the stream was made anew; train an experiment of its own",
         )
-    relabelled = files.relabelled(manifest, validation)
-    facts = recorded_facts(record, files)
-    sizes = tuple(
-        replace(Sizes.of(config, relabelled[0], other), samples=labelled_samples(facts))
-        for config, other in ((old, None), (new, relabelled[1]))
+    files = open_labels(new, manifest, {})
+    new = files.sealed(new)
+    sizes = (
+        replace(
+            Sizes.of(old, relabelled_as_recorded(manifest, record), None),
+            samples=labelled_samples(record.get("labels")),
+        ),
+        Sizes.of(new, *files.relabelled(manifest, validation)),
     )
     validation_fingerprint = None if validation is None else validation.fingerprint
     if (folder / RECORD_NAME).exists():
@@ -179,24 +181,27 @@ def begin_fork(
         check_run(folder, begun, new, manifest.fingerprint, validation_fingerprint)
         return new
 
-    plan = EpochPlan.of_record(manifest.layout, record)
-    if plan is None:
-        raise _no_checkpoint(parent)
+    plan = _plan(parent, record, manifest)
     found = _choose(parent, point, plan, old, say)
-    left = _steps_left(plan, new, found, samples=labelled_samples(facts))
+    segment = plan.segment(found.epoch)
+    labels = record.get("labels")
+    if any(getattr(old, name) != getattr(new, name) for name in LABELLED_BY):
+        labels = check_labels([files], manifest, segment, validation, log, say=say).get(files)
+    sizes = sizes[0], replace(sizes[1], samples=labelled_samples(labels))
+    left = _steps_left(plan, new, found, sizes[1].samples)
     if left == 0:
         raise UsageError(
             f"nothing is left to train after {found}: the parent's {new.epochs} epochs are over",
             hint=f"give more epochs (--set epochs={new.epochs + 10}), or fork an earlier checkpoint (--at step:N)",
         )
     lengths = Lengths(sizes[0].steps(old, plan), sizes[1].steps(new, plan), left)
-    made = fork_state(found.state["trainer"], old, new, (sizes[0], sizes[1]), lengths)
+    made = fork_state(found.state["trainer"], old, new, sizes, lengths)
     changed = {key: values for key, values in differences(old, new).items() if key != "name"}
     forked = new_record(new, manifest.fingerprint, validation_fingerprint) | {
         "state": "stopped",
         "reason": "forked, not trained yet",
         **plan.facts(),
-        **({} if facts is None else {"labels": facts}),
+        **({} if labels is None else {"labels": labels}),
         "threads": torch.get_num_threads(),
         "lineage": {
             "parent": record["name"],
@@ -251,13 +256,26 @@ def forked_config(old: TrainConfig, changes: Mapping[str, Any], *, name: str, ru
                 f'a fork cannot change "{key}": {FIXED[field]}',
                 hint="train an experiment of its own: featurectl train" if field not in ("name", "runs") else None,
             )
-        if field not in TrainConfig.model_fields or (dot and (not argument or not field.endswith("_args"))):
-            known = [setting for setting in TrainConfig.model_fields if setting not in FIXED]
+        if (
+            field not in TrainConfig.model_fields
+            or field in FOUND
+            or (dot and (not argument or not field.endswith("_args")))
+        ):
+            known = [setting for setting in TrainConfig.model_fields if setting not in (*FIXED, *FOUND)]
             dotted = [f"{named}_args.{argument}" for named in NAMED] if dot else []
             raise UnknownNameError("setting of a fork", key, [*known, *dotted])
         settings[field + dot + argument] = value
-    own = {"name": check_experiment_name(name), "runs": runs}
+    own: dict[str, Any] = {"name": check_experiment_name(name), "runs": runs}
+    if {"labels", "validate_labels", "validate_stream"} & set(settings):
+        own |= dict.fromkeys(FOUND)
     return TrainConfig(**merged(old.record(), settings) | own)
+
+
+def _plan(parent: Path, record: Mapping[str, Any], manifest: Manifest) -> EpochPlan:
+    plan = EpochPlan.of_record(manifest.layout, record)
+    if plan is None:
+        raise _no_checkpoint(parent)
+    return plan
 
 
 # ---- which checkpoint -------------------------------------------------------------------------------------------
@@ -316,15 +334,15 @@ def _look_for(
 
 def _last_reading(parent: Path, batch: int, plan: EpochPlan, config: TrainConfig) -> tuple[int, Position]:
     """Return the epoch in which the parent comes to ``batch`` for the last time, and the place."""
-    known = [epoch for epoch in range(config.epochs) if plan.knows(epoch)]
-    for epoch in reversed(known):
+    for epoch in filter(plan.knows, range(config.epochs - 1, -1, -1)):
         segment = plan.segment(epoch)
         if segment.start.batch <= batch < segment.stop:
             return epoch, Position(batch)
-    first, last = plan.segment(0).start.batch, max(plan.segment(epoch).stop for epoch in known)
+    known = [plan.segment(epoch) for epoch in range(config.epochs) if plan.knows(epoch)]
+    last = plan.stop or max(segment.stop for segment in known)
     raise UsageError(
         f"{parent} reads no batch {batch}",
-        hint=f"its {config.epochs} epochs read batches {first} to {(plan.stop or last) - 1}",
+        hint=f"its {config.epochs} epochs read batches {known[0].start.batch} to {last - 1}",
     )
 
 
@@ -335,16 +353,20 @@ def _no_checkpoint(parent: Path) -> UsageError:
     )
 
 
-def _steps_left(plan: EpochPlan, config: TrainConfig, place: Kept, *, samples: int | None) -> int | None:
-    """Return the optimiser steps that are left where no sample is missing; None where nobody knows."""
+def _steps_left(plan: EpochPlan, config: TrainConfig, place: Kept, samples: int | None) -> int | None:
+    """Return the optimiser steps that are left where no sample is missing; None where nobody knows.
+
+    ``samples`` is how many samples of a pass are trained on, where that is not all of them.
+    """
     if place.epoch >= config.epochs:
         return 0
-    epochs = plan.rows_of_first(config.epochs, samples=samples)
-    if epochs is None or samples is not None or not plan.knows(place.epoch):
-        return None
+    rows = plan.rows_of_first(config.epochs, samples=samples)
     segment, layout = plan.segment(place.epoch), plan.layout
-    rows = sum(map(layout.rows_of, range(place.position.batch, segment.stop))) - place.position.row
-    return sum(-(-count // config.batch_size) for count in (rows, *epochs[place.epoch + 1 :]))
+    if rows is None or (samples is not None and place.position != segment.start):
+        return None
+    read = sum(map(layout.rows_of, range(segment.start.batch, place.position.batch)))
+    rows[place.epoch] -= read + place.position.row - segment.start.row
+    return sum(-(-count // config.batch_size) for count in rows[place.epoch :])
 
 
 # ---- the folder -------------------------------------------------------------------------------------------------

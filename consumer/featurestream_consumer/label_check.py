@@ -175,6 +175,13 @@ def recorded_facts(record: Mapping[str, Any] | None, files: LabelFiles) -> dict[
     return facts
 
 
+def relabelled_as_recorded(manifest: Manifest, record: Mapping[str, Any]) -> Manifest:
+    """Return the manifest as if its stream had been made with the labels that a run's record tells of."""
+    facts = record.get("labels") or {}
+    update = {name: facts[name] for name in ("label_kind", "label_values", "class_count", "classes") if name in facts}
+    return manifest.model_copy(update={"data": manifest.data.model_copy(update=update)})
+
+
 def labelled_samples(facts: Mapping[str, Any] | None) -> int | None:
     """Return how many samples of a pass are trained on, where labels leave some out; None where they do not."""
     counts = (facts or {}).get("training")

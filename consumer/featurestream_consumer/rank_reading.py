@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featurestream.batch import FeatureBatch
 from featurestream.errors import DivergedError, InternalError, UsageError
 from featurestream.manifest import Manifest
 from featurestream.ports import Log
@@ -20,7 +21,7 @@ from featurestream.stream import FeatureStream
 from featurestream_consumer.config import TrainConfig
 from featurestream_consumer.epochs import EpochPlan
 from featurestream_consumer.experiment import Experiment, Result, Sizes
-from featurestream_consumer.labels import LabelFiles
+from featurestream_consumer.labels import LabelFiles, Labels
 from featurestream_consumer.normalization import build_normalization
 from featurestream_consumer.rank_records import RankBatch, RankRecords, RankRegrouper
 from featurestream_consumer.rank_step import RankStep, check_splittable
@@ -73,7 +74,7 @@ class Follower(Experiment):
         return False
 
     def go_on_with(self, plan: EpochPlan) -> None:
-        """Take a plan that knows one epoch more."""
+        """Take the plan: rank 0 records it."""
         self.plan = plan
 
     def finish(self) -> Result:
@@ -112,23 +113,21 @@ class RankReading(SharedReading):
     # ---- reading ----------------------------------------------------------------------------------------------------
 
     def _on_wait(self, stream: str) -> Callable[[float], None]:
-        shown = super()._on_wait(stream)
+        show = self._show(stream)
 
-        def wait(waited_s: float) -> None:
-            if self._ranks.leads:
-                shown(waited_s)
+        def waiting(waited_s: float) -> None:
+            show(waited_s)
             if self._records is not None:
                 self._records.wait()
 
-        return wait
+        return waiting
 
-    def _share_of(self, stream: FeatureStream) -> RankRecords:
-        on_wait = super()._on_wait(stream.stream) if self._ranks.leads else lambda _: None
-        self._records = RankRecords(self._ranks, stream, on_wait=on_wait)
-        return self._records
+    def _show(self, stream: str) -> Callable[[float], None]:
+        """Return what shows a wait: on rank 0 alone."""
+        return super()._on_wait(stream) if self._ranks.leads else lambda _: None
 
     def _know(self, epoch: int) -> None:
-        """Let rank 0 find what an epoch reads, where that is a fact of the moment, and tell the others."""
+        """Let rank 0 find, and record, what an epoch reads."""
         if self._plan.knows(epoch):
             return
         if self._ranks.leads:
@@ -136,6 +135,10 @@ class RankReading(SharedReading):
         self._plan = self._ranks.share(self._plan)
         if not self._ranks.leads:
             self._experiment.go_on_with(self._plan)
+
+    def _share_of(self, stream: FeatureStream) -> RankRecords:
+        self._records = RankRecords(self._ranks, stream, on_wait=self._show(stream.stream))
+        return self._records
 
     def _read(self, experiments: Sequence[Experiment], start: Position, stop: int) -> None:
         [experiment] = experiments
@@ -154,7 +157,7 @@ class RankReading(SharedReading):
             self._train_on(batch)
 
     def _train_on(self, batch: RankBatch) -> None:
-        experiment, own = self._experiment, batch.own
+        experiment, own = self._experiment, _relabelled(batch.own, self._experiment.labels.training)
         features = None if own is None else side_by_side(own, experiment.config.taps)
         labels = None if own is None else own.labels
         try:
@@ -184,9 +187,10 @@ class RankReading(SharedReading):
             self._validation, taps, stop="pass:1", log=self._log, on_wait=self._on_wait(self._validation)
         ) as stream:
             for record in self._share_of(stream):
-                if not record.rows or record.own is None or diverged is not None:
+                own = _relabelled(record.own, experiment.labels.validation)
+                if not record.rows or own is None or diverged is not None:
                     continue
-                rows, number = BatchRows(record.own, self._validation), record.position.batch
+                rows, number = BatchRows(own, self._validation), record.position.batch
                 try:
                     scores_BC, targets, loss_B = trainer.score(
                         rows.features(taps), rows.labels, place=f"validation batch {number}"
@@ -195,7 +199,7 @@ class RankReading(SharedReading):
                     diverged = error
                     continue
                 scores = (scores_BC.cpu(), targets.cpu(), loss_B.cpu())
-                scored.append(Scored(number, scores, rows.labels.copy(), record.own.indices.copy()))
+                scored.append(Scored(number, scores, rows.labels.copy(), own.indices.copy()))
         found = self._ranks.gather((scored, diverged))
         errors = [error for _, error in found or [] if error is not None]
         told = self._ranks.share(errors[0] if errors else None)
@@ -212,6 +216,11 @@ class RankReading(SharedReading):
 _NO_ROWS = Evaluation({}, np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 0), np.float32))
 
 
+def _relabelled(batch: FeatureBatch | None, labels: Labels | None) -> FeatureBatch | None:
+    """Return the rows with the labels of a file, where there are rows and a file; none of them are dropped."""
+    return batch if batch is None or labels is None else next(labels.apply(batch))
+
+
 def _put_together(trainer: Trainer, parts: Sequence[Scored]) -> Evaluation:
     """Return the evaluation of the ranks' rows, in the order of the stream."""
     evaluator = Evaluator(trainer.metrics)
@@ -225,13 +234,13 @@ def check_ranks(
     config: TrainConfig, manifest: Manifest, sizes: Sizes, ranks: Ranks, say: Callable[[str], None]
 ) -> None:
     """Raise UsageError where ranks cannot split the experiment or the stream's lanes; say where it does not pay."""
-    if config.labels is not None or config.validate_labels is not None:
-        raise UsageError(
-            "several processes train on the stream's own labels",
-            hint="leave out --labels, or start it without torchrun: one process takes any labels",
-        )
     # The schedule is left out: it needs the range, which is not known yet.
     check_splittable(sizes.build(config.model_copy(update={"scheduler": None, "scheduler_args": {}})))
+    if config.unlabelled == "drop":
+        raise UsageError(
+            "several processes cannot leave out rows without a label: none knows which the others leave out",
+            hint="train in one process, or give every sample a label",
+        )
     lanes, count = manifest.lanes, ranks.count
     if count > lanes:
         raise UsageError(
@@ -268,7 +277,9 @@ def lead(
     return reading
 
 
-def follow(config: TrainConfig, log: Log, manifest: Manifest, sizes: Sizes, ranks: Ranks) -> Result:
+def follow(
+    config: TrainConfig, log: Log, manifest: Manifest, sizes: Sizes, ranks: Ranks, *, labels: LabelFiles
+) -> Result:
     """Train the experiment that rank 0 leads, as one of the others, and return its result. Nothing is written."""
     told: Beginning | Result | None = ranks.share(None)
     if isinstance(told, Result):
@@ -286,8 +297,8 @@ def follow(config: TrainConfig, log: Log, manifest: Manifest, sizes: Sizes, rank
         config,
         None,  # type: ignore[arg-type]  # there is no run folder here
         plan,
-        LabelFiles(),
-        None,
+        labels,
+        sizes.classes,
         trainer,
         _Silence(),
         resumed=True,

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from featurestream.errors import FeatureStreamError, OutsideError, UsageError
+from featurestream.errors import DivergedError, FeatureStreamError, OutsideError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,6 +115,10 @@ class Ranks:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         from torch import distributed
 
+        if error is None or isinstance(error, DivergedError):
+            # All ranks come here, and none may close its connections while another still reads from them.
+            with suppress(RuntimeError):
+                distributed.barrier()
         if isinstance(error, FeatureStreamError):
             error.message = f"rank {self.rank} of {self.count}: {error.message}"
         # What ends the connections: the others must not wait for a rank that has failed.

@@ -64,7 +64,7 @@ def train(
         config = config.model_copy(update={"device": ranks.device})
         check_ranks(config, manifest, sizes, ranks, say)
         if not ranks.leads:
-            return follow(config, log, manifest, sizes, ranks)
+            return follow(config, log, manifest, sizes, ranks, labels=files)
     folder = config.runs / config.name
     record = None
     if (folder / RECORD_NAME).exists():
