@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -121,6 +122,10 @@ class RankReading(SharedReading):
                 self._records.wait()
 
         return waiting
+
+    def _interruptible(self) -> AbstractContextManager[None]:
+        # Ranks that stop each at a record of its own would wait for each other: Ctrl-C ends them where they are.
+        return nullcontext()
 
     def _show(self, stream: str) -> Callable[[float], None]:
         """Return what shows a wait: on rank 0 alone."""

@@ -9,10 +9,11 @@ many experiments have finished.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from featurestream.batch import FeatureBatch, Regrouper
 from featurestream.errors import BrokerError, DataError, DivergedError, FingerprintError
+from featurestream.interrupts import stop_on_signals
 from featurestream.manifest import Manifest
 from featurestream.names import reader_group, tap_topic
 from featurestream.ports import Log
@@ -155,12 +157,18 @@ class SharedReading:
         self._waiting = Waiting(log, self.say, self._note)
         self._commit_failed = False
         self._bar: Progress | None = None
+        self._interrupted = threading.Event()
 
     def train(self) -> None:
-        """Train until every experiment has finished or diverged. An error of the stream's ends all of them."""
+        """Train until every experiment has finished or diverged. An error of the stream's ends all of them.
+
+        In the main thread, the first SIGINT or SIGTERM ends it with KeyboardInterrupt between two records, or while it
+        waits for one.
+        """
         self._say_how_often()
-        self._take_statistics()
         with ExitStack() as stack:
+            stack.enter_context(self._interruptible())
+            self._take_statistics()
             for experiment in self.experiments:
                 stack.callback(experiment.reporters.close)
             if self._title is not None:
@@ -177,7 +185,26 @@ class SharedReading:
 
     def _on_wait(self, stream: str) -> Callable[[float], None]:
         """Return what a reader of ``stream`` calls with the seconds that it has waited."""
-        return self._waiting.on(stream)
+        show = self._waiting.on(stream)
+
+        def waiting(waited_s: float) -> None:
+            self._heed_signals()
+            show(waited_s)
+
+        return waiting
+
+    def _interruptible(self) -> AbstractContextManager[None]:
+        # Wherever Python would raise KeyboardInterrupt, a callback or a finaliser of a library might swallow it.
+        return stop_on_signals(self._interrupted)
+
+    def _heed_signals(self) -> None:
+        if self._interrupted.is_set():
+            raise KeyboardInterrupt
+
+    def _records_of(self, stream: FeatureStream) -> Iterator[FeatureBatch]:
+        for record in stream:
+            self._heed_signals()
+            yield record
 
     def _note(self, text: str) -> None:
         if self._bar is not None:
@@ -243,7 +270,7 @@ class SharedReading:
         self.say(f"taking means and deviations of pass {segment.pass_number}")
         # Record by record: batch sizes must not decide the last bits of what experiments share.
         with self._open(_taps_of(wanted.values()), segment.start, segment.stop) as stream:
-            for record in stream:
+            for record in self._records_of(stream):
                 if len(record):
                     for normalization, experiment in wanted.items():
                         features = side_by_side(record, experiment.config.taps)
@@ -261,7 +288,7 @@ class SharedReading:
         """Train on the rows from ``start`` up to, and without, batch ``stop``."""
         shares = self._shares(experiments)
         with self._open(_taps_of(experiments), start, stop) as stream:
-            for record in stream:
+            for record in self._records_of(stream):
                 self._offsets |= stream.offsets
                 relabelled = _Relabelled(record)
                 for share in shares:
@@ -415,7 +442,7 @@ class SharedReading:
             shares = [
                 _Share(size, labels.validation, self._units_of(size, labels), stream.start) for size, labels in keys
             ]
-            for record in stream:
+            for record in self._records_of(stream):
                 relabelled = _Relabelled(record)
                 for share in shares:
                     for rows in relabelled.of(share.labels):

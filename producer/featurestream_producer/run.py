@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from featurestream.errors import BrokerError, UsageError
+from featurestream.interrupts import stop_on_signals
 from featurestream.layout import Layout
 from featurestream.manifest import End, Manifest, PassRecord
 from featurestream.manifest_topic import ManifestTopic, StreamFacts
@@ -34,7 +35,6 @@ from featurestream.topics import tap_topic_settings
 from featurestream_producer.config import ProduceConfig
 from featurestream_producer.devices import loader_workers
 from featurestream_producer.health_watch import HealthWatch
-from featurestream_producer.interrupts import stop_on_signals
 from featurestream_producer.launch import END_S, Crew, Failed, start
 from featurestream_producer.lease import HeldLease
 from featurestream_producer.ledger import FinishedPass, Ledger

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -227,3 +228,49 @@ def test_a_run_follows_a_stream_that_is_still_being_made(tmp_path):
             config(tmp_path, stream="live", validate_stream=None, normalize="none", epochs=1), log, say=said.append
         )
     assert result.steps == 5
+
+
+def test_the_first_ctrl_c_never_lands_inside_a_step_and_the_same_run_goes_on(log, tmp_path):
+    from featurestream_consumer.trainer import Trainer
+
+    whole = train(config(tmp_path, name="whole"), log)
+    step, ended = Trainer.step, []
+
+    def step_and_interrupt(self, *args, **kwargs):
+        if self.step_count == 3:
+            signal.raise_signal(signal.SIGINT)
+        loss = step(self, *args, **kwargs)
+        ended.append(self.step_count)
+        return loss
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", step_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(tmp_path), log)
+    assert 4 in ended, "the step in which the signal came was made to its end"
+    assert ended[-1] < whole.steps
+    assert signal.getsignal(signal.SIGINT) is before
+    assert json.loads((tmp_path / "E1" / "run.json").read_text())["reason"] == "interrupted"
+    train(config(tmp_path), log)
+    assert head_bytes(tmp_path / "E1") == head_bytes(tmp_path / "whole")
+
+
+def test_ctrl_c_ends_a_run_that_waits_for_its_stream(tmp_path):
+    log = MemoryLog()
+    manifest = make_manifest("live", samples=30, lanes=3, passes=1)
+    create(log, manifest)
+    append(log, manifest, range(2))
+
+    from featurestream_consumer.waiting import Waiting
+
+    show = Waiting._show
+
+    def show_and_interrupt(self, *args):
+        show(self, *args)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Waiting, "_show", show_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(tmp_path, stream="live", validate_stream=None, normalize="none", epochs=1), log)
