@@ -1,7 +1,7 @@
 """What `<stream>.manifest` holds: the manifest, a record a finished pass, the producer's lease and the end.
 
-The topic is compacted; its values are JSON, one object each; its keys are ``manifest``, ``pass/<n>``, ``producer`` and
-``end``. The JSON Schemas are in ``schemas/``.
+The topic is compacted; its values are JSON, one object each; its keys are ``manifest``, ``pass/<n>``, ``producer``
+(``producer/<rank>`` of further ranks), ``share/<n>/<rank>`` and ``end``. The JSON Schemas are in ``schemas/``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ MANIFEST_KEY: Final = "manifest"
 LEASE_KEY: Final = "producer"
 END_KEY: Final = "end"
 PASS_PREFIX: Final = "pass/"
+SHARE_PREFIX: Final = "share/"
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -146,6 +147,37 @@ class Lease(_Value):
     since: str = Field(description="ISO 8601 with zone")
     heartbeat: str = Field(description="ISO 8601 with zone")
     released: bool = Field(default=False, description="the producer ended by itself")
+    run: str | None = Field(default=None, description="the run that its ranks share; null: it is alone")
+    rank: int = Field(default=0, ge=0, description="which rank of the run it is")
+    ranks: int = Field(default=1, ge=1, description="how many ranks publish the stream together")
+
+    @property
+    def key(self) -> str:
+        """Where the lease stands in the topic."""
+        return LEASE_KEY if self.rank == 0 else f"{LEASE_KEY}/{self.rank}"
+
+    @property
+    def claim(self) -> str:
+        """Who publishes the stream: the run of several ranks, or the producer that is alone."""
+        return self.producer if self.ranks == 1 else f"{self.run}/{self.ranks}"
+
+
+class Share(_Value):
+    """One rank's share of a pass: every batch of the pass in the rank's lanes is durable.
+
+    The pass is finished when there is a share of every rank. Rank r of R has the lanes l with l mod R = r.
+    """
+
+    number: int = Field(ge=0, description="the pass")
+    rank: int = Field(ge=0)
+    ranks: int = Field(ge=2)
+    missing: int = Field(ge=0, description="samples in these lanes that have no rows")
+    started_at: str = Field(description="ISO 8601 with zone")
+
+    @property
+    def key(self) -> str:
+        """Where the share stands in the topic."""
+        return f"{SHARE_PREFIX}{self.number}/{self.rank}"
 
 
 class End(_Value):

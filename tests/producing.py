@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,14 @@ def write_images(folder: Path, count: int = 40) -> Path:
         path = folder / "ab"[number % 2] / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def broken_images(folder: Path, broken: Iterable[int], count: int = 40) -> Path:
+    """Write ``count`` files of which those with the numbers ``broken`` are no images; return the folder."""
+    write_images(folder, count)
+    for number in broken:
+        (folder / "ab"[number % 2] / f"{number:03d}.png").write_bytes(b"no image")
     return folder
 
 

@@ -47,7 +47,7 @@ class ProduceConfig(BaseModel):
     passes: int | None = Field(default=1, ge=1, description="passes in all; None: endless")
     views: int = Field(default=1, ge=1, description="augmented views of a sample in a pass")
     devices: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        default=("auto",), description="torch devices, one process each; auto: every GPU there is, else the CPU"
+        default=("auto",), description="torch devices, one process each; auto: a GPU where there is one, else the CPU"
     )
     lanes: int = Field(default=DEFAULT_LANES, ge=1, le=1024, description="partitions of every tap's topic")
     dtype: Literal["float16", "bfloat16", "float32"] = Field(default="float16", description="what is published")

@@ -21,6 +21,7 @@ import torch
 
 from featurestream.errors import FeatureStreamError, InternalError, OutsideError, UsageError
 from featurestream.ports import Log
+from featurestream_producer.distance import Gate
 from featurestream_producer.interrupts import interrupt_blocked
 from featurestream_producer.taps import TapReader
 from featurestream_producer.worker import Done, Durable, Job, Sent, work
@@ -55,6 +56,9 @@ class Crew(Protocol):
     def stop(self) -> None:
         """Ask all workers to take no more batches, send what they have and end. Can be called again."""
 
+    def open_to(self, limit: int) -> None:
+        """Let all workers compute the batches below ``limit``; what has been allowed once stays so."""
+
 
 def start(jobs: Sequence[Job], log: Log, make_reader: MakeReader) -> Crew:
     """Return the workers of ``jobs``, to be started by entering the crew.
@@ -72,6 +76,7 @@ class HereCrew:
         self._job, self._log, self._make_reader = job, log, make_reader
         self._events: queue.Queue[Event] = queue.Queue()
         self._stop = threading.Event()
+        self._gate = Gate(job.limit)
         self._thread = threading.Thread(target=self._run, name=f"worker {job.device}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -96,8 +101,13 @@ class HereCrew:
         """Ask the worker to end."""
         self._stop.set()
 
+    def open_to(self, limit: int) -> None:
+        """Let the worker compute the batches below ``limit``."""
+        self._gate.open_to(limit)
+
     def _run(self) -> None:
-        self._events.put(_run_job(self._job, self._log, self._make_reader, self._events.put, self._stop))
+        done = _run_job(self._job, self._log, self._make_reader, self._events.put, self._stop, gate=self._gate)
+        self._events.put(done)
 
 
 class ProcessCrew:
@@ -107,18 +117,20 @@ class ProcessCrew:
     """
 
     def __init__(self, jobs: Sequence[Job], log: Log, make_reader: MakeReader) -> None:
-        self._jobs = list(jobs)
+        self._jobs = {job.index: job for job in jobs}
         self._log = log
         self._make_reader = make_reader
         self._pipes: dict[int, Connection] = {}
         self._processes: dict[int, SpawnProcess] = {}
         self._open: set[int] = set()  # workers that have not reported their end
+        self._limit = -1
 
     def __enter__(self) -> Self:
         context = multiprocessing.get_context("spawn")
         threads = max(1, torch.get_num_threads() // len(self._jobs))
-        payloads = [_pickled((job, self._log, self._make_reader)) for job in self._jobs]
-        for job, payload in zip(self._jobs, payloads, strict=True):
+        jobs = list(self._jobs.values())
+        payloads = [_pickled((job, self._log, self._make_reader)) for job in jobs]
+        for job, payload in zip(jobs, payloads, strict=True):
             here, there = context.Pipe()
             process = context.Process(target=_process_main, args=(payload, there, threads), name=f"worker {job.device}")
             with interrupt_blocked():
@@ -157,9 +169,18 @@ class ProcessCrew:
 
     def stop(self) -> None:
         """Ask all workers to end."""
+        self._tell("stop")
+
+    def open_to(self, limit: int) -> None:
+        """Let all workers compute the batches below ``limit``."""
+        if limit > self._limit:
+            self._limit = limit
+            self._tell(limit)
+
+    def _tell(self, message: str | int) -> None:
         for index in self._open:
             try:
-                self._pipes[index].send("stop")
+                self._pipes[index].send(message)
             except OSError:
                 continue  # it is gone; next_event tells
 
@@ -188,18 +209,22 @@ def _pickled(work: object) -> bytes:
 
 
 def _process_main(payload: bytes, pipe: Connection, threads: int) -> None:
-    """Run one job in a process of its own; ``pipe`` brings requests to stop, and takes what happens."""
+    """Run one job in a process of its own; ``pipe`` brings "stop" and limits, and takes what happens."""
     torch.set_num_threads(threads)
     # Ctrl-C is blocked from the start. SIGTERM may come to all of a service's processes: the first one tells the rest.
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
     stop = threading.Event()
     lock = threading.Lock()  # the sender's thread and this one report
+    gate = Gate(0)
 
     def listen() -> None:
         try:
             while True:
-                pipe.recv()
-                stop.set()
+                message = pipe.recv()
+                if message == "stop":
+                    stop.set()
+                else:
+                    gate.open_to(message)
         except (EOFError, OSError):
             os._exit(1)  # the process that started this one is gone, and with it the stream's lease
 
@@ -209,18 +234,19 @@ def _process_main(payload: bytes, pipe: Connection, threads: int) -> None:
 
     threading.Thread(target=listen, name="listener", daemon=True).start()
     job, log, make_reader = pickle.loads(payload)  # noqa: S301 - from our own process, through our own pipe
-    report(_run_job(job, log, make_reader, report, stop))
+    gate.open_to(job.limit)
+    report(_run_job(job, log, make_reader, report, stop, gate=gate))
 
 
 def _run_job(
-    job: Job, log: Log, make_reader: MakeReader, report: Callable[[Event], None], stop: threading.Event
+    job: Job, log: Log, make_reader: MakeReader, report: Callable[[Event], None], stop: threading.Event, *, gate: Gate
 ) -> Done | Failed:
     """Do a job from its connection on; return how it ended."""
     try:
         reader = make_reader(job)
         sink = log.sink()
         try:
-            return Done(job.index, work(job, reader, sink, report, stop))
+            return Done(job.index, work(job, reader, sink, report, stop, gate=gate))
         finally:
             sink.close()
     except FeatureStreamError as error:

@@ -20,6 +20,7 @@ from featurestream_producer.config import DEFAULT_LANES, ProduceConfig
 from featurestream_producer.datasets import ImageDataset, decoder_of, open_dataset
 from featurestream_producer.devices import device_title, find_devices
 from featurestream_producer.plan import Plan, Speed, choose_batch_samples, plan_of
+from featurestream_producer.ranks import Rank, find_rank
 from featurestream_producer.sampling import sample_seed
 from featurestream_producer.taps import DTYPES, TapReader, TapSpec, parse_taps
 from featurestream_producer.transforms import Transform, build_transform
@@ -41,6 +42,7 @@ class Prepared:
     backbone: Backbone
     reader: TapReader
     manifest: Manifest
+    rank: Rank
 
     def plan(self, manifest: Manifest, speed: Speed | None = None) -> Plan:
         """Return the plan of the stream that ``manifest`` describes, with this run's retention."""
@@ -53,16 +55,17 @@ class Prepared:
         )
 
 
-def prepare(config: ProduceConfig) -> Prepared:
-    """Return the run that ``config`` asks for.
+def prepare(config: ProduceConfig, rank: Rank | None = None) -> Prepared:
+    """Return the run that ``config`` asks for, on one of several ranks (default: as torchrun's environment says).
 
     Names, data, backbone, taps and devices are checked by building them; a sample that is too large for a record, and
     lanes that are fewer than devices, are refused. Images are not read, and no broker is needed. Raises what the parts
     raise: UsageError, UnknownNameError, DataError, FeatureRangeError.
     """
-    devices = find_devices(config.devices)
-    lanes = config.lanes if config.given("lanes") else max(DEFAULT_LANES, len(devices))
-    check_lanes(lanes, devices)
+    rank = find_rank() if rank is None else rank
+    devices = find_devices(config.devices, rank)
+    lanes = config.lanes if config.given("lanes") else max(DEFAULT_LANES, len(devices) * rank.size)
+    check_lanes(lanes, devices, rank)
     specs = parse_taps(list(config.taps))
     dataset = open_dataset(
         config.data,
@@ -104,7 +107,7 @@ def prepare(config: ProduceConfig) -> Prepared:
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         made_with=made_with(devices[0]),
     )
-    return Prepared(config, devices, dataset, transform, backbone, reader, sealed(manifest))
+    return Prepared(config, devices, dataset, transform, backbone, reader, sealed(manifest), rank)
 
 
 def build_reader(
@@ -152,16 +155,21 @@ def agreed(existing: Manifest, prepared: Prepared) -> Manifest:
     if not config.given("batch_size"):
         updates["batch_samples"] = existing.batch_samples
     check_same(existing, sealed(wanted.model_copy(update=updates)))
-    check_lanes(existing.lanes, prepared.devices)
+    check_lanes(existing.lanes, prepared.devices, prepared.rank)
     return existing.model_copy(update={"passes": config.passes}) if config.given("passes") else existing
 
 
-def check_lanes(lanes: int, devices: Sequence[str]) -> None:
-    """Raise UsageError where a device would have no lane."""
-    if lanes < len(devices):
+def check_lanes(lanes: int, devices: Sequence[str], rank: Rank) -> None:
+    """Raise UsageError where a device of this rank would have no lane."""
+    own = len(rank.lanes(lanes))
+    if own < len(devices):
+        whole = f"{lanes} lane{'s' if lanes > 1 else ''}"
+        what = f"{len(devices)} device{'s' if len(devices) > 1 else ''}"
+        share = whole if rank.alone else f"the {own} of {whole} that {rank} has"
         raise UsageError(
-            f"{len(devices)} devices cannot share {lanes} lane{'s' if lanes > 1 else ''}: each needs one of its own",
-            hint=f"a new stream can have --lanes {len(devices)}; an existing one takes at most {lanes} devices",
+            f"{what} cannot share {share}: each needs one of its own",
+            hint=f"a new stream can have --lanes {len(devices) * rank.size}; an existing one takes at most "
+            f"{lanes} devices",
         )
 
 

@@ -17,14 +17,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from featurestream.errors import BrokerError, UsageError
 from featurestream.layout import Layout
-from featurestream.manifest import End, Manifest, PassRecord
+from featurestream.manifest import Manifest
 from featurestream.manifest_topic import ManifestTopic, StreamFacts
 from featurestream.names import manifest_topic, tap_topic
 from featurestream.ports import Log
@@ -32,11 +32,14 @@ from featurestream.progress import Progress
 from featurestream.record import MissingSample
 from featurestream.topics import tap_topic_settings
 from featurestream_producer.config import ProduceConfig
+from featurestream_producer.contact import ContactWatch
 from featurestream_producer.devices import loader_workers
+from featurestream_producer.distance import Distance, LaneEnds
 from featurestream_producer.interrupts import stop_on_signals
 from featurestream_producer.launch import END_S, Crew, Failed, start
 from featurestream_producer.lease import HeldLease
-from featurestream_producer.ledger import FinishedPass, Ledger
+from featurestream_producer.ledger import Ledger
+from featurestream_producer.pass_records import PassRecorder
 from featurestream_producer.plan import duration_text, size_text
 from featurestream_producer.prepare import (
     Prepared,
@@ -47,11 +50,12 @@ from featurestream_producer.prepare import (
     prepare,
     version_warnings,
 )
+from featurestream_producer.ranks import Rank
 from featurestream_producer.resume import PassSoFar, Tail, find_tail, fresh_tail, passes_so_far
-from featurestream_producer.sampling import order_checksum, permutation
 from featurestream_producer.worker import Done, Durable, Job, Sent, Stages
 
 TICK_S: Final = 0.2  # how soon Ctrl-C and a lost lease are noticed
+CREATE_LOOK_S: Final = 0.5  # how soon a rank notices that the stream was created
 SHOWN_MISSING: Final = 3
 
 WARNING: Final = "warning: "
@@ -101,12 +105,20 @@ def _to_log(line: str) -> None:
     _log.log(logging.WARNING if line.startswith(WARNING) else logging.INFO, line)
 
 
-def produce(config: ProduceConfig, log: Log, *, say: Say = _to_log, progress: ShowProgress | None = None) -> Result:
+def produce(
+    config: ProduceConfig,
+    log: Log,
+    *,
+    say: Say = _to_log,
+    progress: ShowProgress | None = None,
+    rank: Rank | None = None,
+) -> Result:
     """Publish a stream, from nothing or from where it ends, until it is complete or a signal comes.
 
     ``say`` gets lines for people (by default Python's logging does); ``progress`` makes what shows the progress, such
     as the class :class:`~featurestream.progress.Progress` itself. In the main thread, SIGINT and SIGTERM end the run
-    cleanly: what was computed is sent, and the result says ``interrupted``.
+    cleanly: what was computed is sent, and the result says ``interrupted``. Of several ranks (``rank``; by default what
+    torchrun's environment says) each publishes the lanes that are its own.
 
     Whatever happens, what was appended stays, and the same call goes on after it. Raises what
     :func:`~featurestream_producer.prepare.prepare` raises, and
@@ -118,7 +130,7 @@ def produce(config: ProduceConfig, log: Log, *, say: Say = _to_log, progress: Sh
     - DataError: no image can be decoded
     - OutsideError: a worker or loader process was killed
     """
-    prepared = prepare(config)
+    prepared = prepare(config, rank)
     return publish(prepared, log, say=say, progress=progress)
 
 
@@ -134,7 +146,7 @@ def publish(prepared: Prepared, log: Log, *, say: Say, progress: ShowProgress | 
         say(f"{WARNING if weights.source == 'random' else ''}{weights.text()}")
         check_an_image(prepared)
         topic.create()
-        with HeldLease(log, stream) as lease:
+        with HeldLease(log, stream, rank=prepared.rank) as lease:
             lease.take(take_over=prepared.config.take_over, say=say)
             # What was read before the lease may be another producer's yesterday.
             return _Run(prepared, log, topic, lease, say).publish(progress)
@@ -167,14 +179,17 @@ class _Run:
 
     def publish(self, progress: ShowProgress | None) -> Result:
         """Publish what is left, from what the manifest's topic says now."""
+        rank = self._prepared.rank
         facts = _facts(self._log, self._topic, self._prepared)
+        if facts.manifest is None and rank.number > 0:
+            facts = self._wait_for_manifest()
         if facts.manifest is None:
             manifest = self._prepared.manifest
             self._topic.write_manifest(manifest)
             for line in self._prepared.plan(manifest).warnings():
                 self._say(f"{WARNING}{line}")
             self._create_topics(manifest)
-            return self._go_on(manifest, 0, fresh_tail(manifest), {}, progress)
+            return self._go_on(manifest, 0, fresh_tail(manifest, rank.lanes(manifest.lanes)), {}, progress)
         manifest = agreed(facts.manifest, self._prepared)
         config = self._prepared.config
         for line in version_warnings(facts.manifest, made_with(self._prepared.devices[0])):
@@ -185,13 +200,23 @@ class _Run:
         finished = next(number for number in range(len(facts.passes) + 1) if number not in facts.passes)
         source = self._log.source()
         try:
-            tail = find_tail(source, manifest, finished)
+            if facts.manifest.passes != manifest.passes:
+                self._change_passes(manifest, find_tail(source, manifest, finished, quiet_s=0.0), facts)
+            tail = find_tail(source, manifest, finished, rank.lanes(manifest.lanes))
             so_far = passes_so_far(source, manifest, tail, finished)
         finally:
             source.close()
-        if facts.manifest.passes != manifest.passes:
-            self._change_passes(manifest, tail, facts)
         return self._go_on(manifest, finished, tail, so_far, progress)
+
+    def _wait_for_manifest(self) -> StreamFacts:
+        """Return the facts of a stream that rank 0 creates: one rank does, or two might make two different ones."""
+        self._say("waiting for rank 0 to create the stream")
+        while True:
+            facts = _facts(self._log, self._topic, self._prepared)
+            if facts.manifest is not None:
+                return facts
+            self._lease.check()
+            time.sleep(CREATE_LOOK_S)
 
     def _create_topics(self, manifest: Manifest) -> None:
         config = self._prepared.config
@@ -209,6 +234,8 @@ class _Run:
                 f'stream "{manifest.stream}" cannot have {_passes(manifest)}: it has begun {begun} already',
                 hint=f"--passes {begun} ends it after what is there; a smaller stream needs a name of its own",
             )
+        if self._prepared.rank.number > 0:
+            return  # rank 0 writes it
         self._topic.write_manifest(manifest)
         if facts.end is not None:
             self._topic.write_end(None)
@@ -216,21 +243,21 @@ class _Run:
 
     def _jobs(self, manifest: Manifest, tail: Tail) -> list[Job]:
         prepared = self._prepared
-        devices = prepared.devices
+        devices, rank = prepared.devices, prepared.rank
         return [
             Job(
                 manifest=manifest,
                 tail=tail,
                 dataset=prepared.dataset,
                 transform=prepared.transform,
-                index=index,
-                workers=len(devices),
+                index=rank.number + place * rank.size,  # no two workers of all ranks have the same
+                workers=len(devices) * rank.size,
                 device=device,
-                loader_workers=loader_workers(device, len(devices), os.cpu_count() or 1)
+                loader_workers=loader_workers(device, len(devices) * rank.local_size, os.cpu_count() or 1)
                 if prepared.config.workers is None
                 else prepared.config.workers,
             )
-            for index, device in enumerate(devices)
+            for place, device in enumerate(devices)
         ]
 
     def _go_on(
@@ -243,23 +270,30 @@ class _Run:
     ) -> Result:
         """Publish what the tail lacks, and keep the accounts."""
         jobs = self._jobs(manifest, tail)
-        ledger = Ledger.open(manifest.layout, finished_passes, [job.durable_below for job in jobs], so_far)
-        self._record(manifest, ledger.finished(), self._say)
+        ledger = Ledger.open(manifest.layout, finished_passes, {job.index: job.durable_below for job in jobs}, so_far)
+        recorder = PassRecorder(self._topic, manifest, self._prepared.rank)
+        recorder.record(ledger.finished(), self._say)
         left = None if manifest.passes is None else _images_left(manifest, tail)
         if left == 0:
-            return self._result(manifest, ledger, Stages(), 0.0)
+            return self._result(manifest, ledger, recorder, Stages(), 0.0)
         if tail.untouched:
             at = tail.first_lacking
             self._say(f'stream "{manifest.stream}" goes on at batch {at} (pass {manifest.layout.pass_of(at)})')
         began = time.perf_counter()
-        crew = start(jobs, self._log, ReaderMaker(self._prepared.config) if len(jobs) > 1 else self._own_reader)
         try:
-            with stop_on_signals(self._stop), crew:
-                if progress is None:
-                    stages = self._listen(manifest, crew, jobs, ledger, None)
-                else:
-                    with progress(manifest.stream, left, "img") as shown:
-                        stages = self._listen(manifest, crew, jobs, ledger, shown)
+            with ExitStack() as stack:
+                distance = self._distance(manifest, finished_passes, jobs, stack)
+                if distance is not None:
+                    jobs = [replace(job, limit=distance.limit) for job in jobs]
+                make_reader = ReaderMaker(self._prepared.config) if len(jobs) > 1 else self._own_reader
+                stack.enter_context(stop_on_signals(self._stop))
+                crew = stack.enter_context(start(jobs, self._log, make_reader))
+                shown = None if progress is None else stack.enter_context(progress(self._title, left, "img"))
+                say = self._say if shown is None else shown.say
+                stack.enter_context(ContactWatch(lambda: self._lease.silent_s, say))
+                stages = self._listen(
+                    manifest, crew, jobs, ledger=ledger, recorder=recorder, distance=distance, shown=shown
+                )
         except BrokerError as error:
             raise BrokerError(
                 error.message,
@@ -268,13 +302,43 @@ class _Run:
                 **error.facts,
             ) from error
         seconds = time.perf_counter() - began
-        return self._result(manifest, ledger, stages, seconds)
+        return self._result(manifest, ledger, recorder, stages, seconds)
+
+    def _distance(
+        self, manifest: Manifest, finished_passes: int, jobs: Sequence[Job], stack: ExitStack
+    ) -> Distance | None:
+        """Return the bound among all workers of the stream; None where there is only one. ``stack`` ends its looks."""
+        rank, total = self._prepared.rank, manifest.total_batches
+        if len(jobs) == 1 and rank.alone:
+            return None
+        left = {job.index: job.tail.to_publish(job.lanes, total) for job in jobs}
+        if rank.alone:
+            return Distance(manifest.layout, total, left)
+        own = frozenset(rank.lanes(manifest.lanes))
+        others = [lane for lane in range(manifest.lanes) if lane not in own]
+        source = self._log.source()
+        tail = find_tail(source, manifest, finished_passes, others, quiet_s=0.0)
+        ends = stack.enter_context(LaneEnds(source, tail, tap_topic(manifest.stream, tail.taps[0])))
+        return Distance(manifest.layout, total, left, lambda: ends.next_batch)
+
+    @property
+    def _title(self) -> str:
+        rank, stream = self._prepared.rank, self._prepared.config.stream
+        return stream if rank.alone else f"{stream}, {rank}"
 
     def _own_reader(self, _job: Job) -> Any:
         return self._prepared.reader
 
     def _listen(
-        self, manifest: Manifest, crew: Crew, jobs: list[Job], ledger: Ledger, shown: Progress | None
+        self,
+        manifest: Manifest,
+        crew: Crew,
+        jobs: list[Job],
+        *,
+        ledger: Ledger,
+        recorder: PassRecorder,
+        distance: Distance | None,
+        shown: Progress | None,
     ) -> Stages:
         """Keep the accounts until every worker has ended; raise what the first one failed with."""
         running = {job.index for job in jobs}
@@ -282,6 +346,7 @@ class _Run:
         failure: BaseException | None = None
         deadline = float("inf")
         began = time.perf_counter()
+        say = self._say if shown is None else shown.say
         while running and time.monotonic() < deadline:
             event = crew.next_event(TICK_S)
             if failure is None:
@@ -290,14 +355,15 @@ class _Run:
                 crew.stop()
             match event:
                 case Sent():
+                    if distance is not None:
+                        distance.sent(event.worker)
                     ledger.sent(event.batch, rows=event.rows, size=event.size, missing=event.missing, at_ms=event.at_ms)
                     if shown is not None:
                         speed = ledger.bytes / max(time.perf_counter() - began, 1e-9)
                         images = event.rows + len(event.missing) * manifest.views
                         shown.advance(images, rate=f"{size_text(speed)}/s")
                 case Durable():
-                    say = self._say if shown is None else shown.say
-                    self._record(manifest, ledger.is_durable(event.worker, event.below), say)
+                    recorder.record(ledger.is_durable(event.worker, event.below), say)
                 case Done():
                     running.discard(event.worker)
                     stages.append(event.stages)
@@ -307,38 +373,29 @@ class _Run:
                         failure = event.error
                         deadline = time.monotonic() + END_S
                         crew.stop()
+            if distance is not None:
+                crew.open_to(distance.limit)
+                self._tell_overdue(distance, say)
         if failure is not None:
             raise failure
         return _mean(stages)
 
-    def _record(self, manifest: Manifest, finished: list[FinishedPass], say: Say) -> None:
-        for done in finished:
-            layout = manifest.layout
-            if done.gone:
-                say(
-                    f"{WARNING}{done.gone} batches of pass {done.number} were deleted by retention before it was "
-                    "finished: samples that were missing in them are not counted"
-                )
-            started = datetime.fromtimestamp((done.started_ms or time.time() * 1000) / 1000, UTC)
-            self._topic.write_pass(
-                PassRecord(
-                    number=done.number,
-                    samples=layout.samples - done.missing,
-                    missing=done.missing,
-                    first_batch=layout.pass_start(done.number),
-                    last_batch=layout.pass_start(done.number + 1) - 1,
-                    started_at=started.isoformat(timespec="milliseconds"),
-                    finished_at=_now(),
-                    order_checksum=order_checksum(permutation(manifest.seed, done.number, layout.samples)),
-                )
+    def _tell_overdue(self, distance: Distance, say: Say) -> None:
+        lane = distance.overdue(time.monotonic())
+        if lane is not None:
+            rank = self._prepared.rank
+            say(
+                f"waiting for rank {lane % rank.size} of {rank.size}: its lanes are behind, and do not move; if it has "
+                "ended, its command goes on where they end"
             )
 
-    def _result(self, manifest: Manifest, ledger: Ledger, stages: Stages, seconds: float) -> Result:
+    def _result(
+        self, manifest: Manifest, ledger: Ledger, recorder: PassRecorder, stages: Stages, seconds: float
+    ) -> Result:
         """Return what was done, and say it; write that the stream is complete where it is."""
-        total = manifest.total_batches
-        finished = total is not None and ledger.safe_below >= total
-        if finished and total is not None and manifest.passes is not None:
-            self._topic.write_end(End(passes=manifest.passes, batches=total, at=_now()))
+        total, rank = manifest.total_batches, self._prepared.rank
+        done = total is not None and ledger.safe_below >= total
+        finished = done and recorder.end()
         missing = list(ledger.missing.values())
         result = Result(
             stream=manifest.stream,
@@ -352,11 +409,13 @@ class _Run:
             images_per_s=ledger.rows / seconds if seconds > 0 else 0.0,
             stages=stages,
             finished=finished,
-            interrupted=self._stop.is_set() and not finished,
+            interrupted=self._stop.is_set() and not done,
         )
         self._say(_summary(result))
         if missing:
             self._say(_missing_line(missing))
+        if done and not finished:
+            self._say(f"{rank} has published its lanes; the stream is complete when the other ranks have")
         if result.interrupted:
             self._say(
                 f'stopped: everything that was sent is safe; the same command goes on with stream "{manifest.stream}" '
@@ -377,13 +436,18 @@ def _nothing_done(manifest: Manifest) -> Result:
 
 def _images_left(manifest: Manifest, tail: Tail) -> int:
     layout, total = manifest.layout, manifest.total_batches or 0
-    begun = sum(layout.rows_of(batch) for batch in tail.to_publish(range(layout.lanes), min(tail.untouched, total)))
-    return begun + _images_below(layout, total) - _images_below(layout, min(tail.untouched, total))
+    begun = min(tail.untouched, total)
+    there = sum(layout.rows_of(batch) for batch in tail.to_publish(tail.lanes, begun))
+    return there + _images_in(layout, tail.lanes, range(begun, total))
 
 
-def _images_below(layout: Layout, batch: int) -> int:
-    whole = layout.pass_of(batch) * layout.samples
-    return (whole + layout.sample_range(batch).start) * layout.views
+def _images_in(layout: Layout, lanes: Sequence[int], batches: range) -> int:
+    """Return the rows of those of some batches that lie in some lanes."""
+    count = sum(len(range(layout.next_in_lane(lane, batches.start), batches.stop, layout.lanes)) for lane in lanes)
+    lasts = range(layout.pass_batches - 1, batches.stop, layout.pass_batches)  # of each pass: they may be smaller
+    smaller = sum(last >= batches.start and layout.lane_of(last) in lanes for last in lasts)
+    lacking = layout.pass_batches * layout.batch_samples - layout.samples
+    return (count * layout.batch_samples - smaller * lacking) * layout.views
 
 
 def _mean(stages: list[Stages]) -> Stages:
@@ -393,17 +457,19 @@ def _mean(stages: list[Stages]) -> Stages:
         sum(one.forward_s for one in stages) / count,
         sum(one.send_s for one in stages) / count,
         sum(one.sending_s for one in stages) / count,
+        sum(one.ahead_s for one in stages) / count,
     )
 
 
 def _summary(result: Result) -> str:
     stages = result.stages
-    all_s = max(stages.data_s + stages.forward_s + stages.send_s, 1e-9)
+    all_s = max(stages.data_s + stages.forward_s + stages.send_s + stages.ahead_s, 1e-9)
+    ahead = f", waiting for slower devices {stages.ahead_s / all_s:.0%}" if stages.ahead_s > 0.005 * all_s else ""
     return (
         f"published {result.rows:,} rows in {result.batches:,} batches ({size_text(result.bytes)}) "
         f"in {duration_text(result.seconds)}: {result.images_per_s:,.0f} images/s; the device's time: "
         f"waiting for images {stages.data_s / all_s:.0%}, computing {stages.forward_s / all_s:.0%}, "
-        f"waiting for Kafka {stages.send_s / all_s:.0%}"
+        f"waiting for Kafka {stages.send_s / all_s:.0%}{ahead}"
     )
 
 
@@ -422,7 +488,3 @@ def _passes(manifest: Manifest) -> str:
 
 def _batches(manifest: Manifest) -> str:
     return f"{manifest.total_batches:,} batches" if manifest.total_batches is not None else "endless"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

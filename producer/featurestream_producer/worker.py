@@ -28,6 +28,7 @@ from featurestream.ports import RecordSink
 from featurestream.record import MissingSample, Record, short_reason
 from featurestream.wire import Encoder, headers_of
 from featurestream_producer.datasets import ImageDataset
+from featurestream_producer.distance import Gate
 from featurestream_producer.loader import BatchLoader, BatchPlan, LoadedBatch
 from featurestream_producer.resume import Tail
 from featurestream_producer.sampling import permutation
@@ -48,6 +49,7 @@ class Job:
         index, workers: worker ``index`` of ``workers`` owns the lanes l with l mod ``workers`` = ``index``.
         device: a torch device.
         loader_workers: processes that load images for it; 0 is a thread of its own.
+        limit: the first batch that it may not compute until it is told that it may; None: there is no limit.
     """
 
     manifest: Manifest
@@ -58,6 +60,7 @@ class Job:
     workers: int
     device: str
     loader_workers: int
+    limit: int | None = None
 
     @property
     def lanes(self) -> tuple[int, ...]:
@@ -103,13 +106,15 @@ class Durable:
 class Stages:
     """Seconds in which the device's thread waited for images, computed, and waited for room to send.
 
-    ``sending_s`` is the sender's own time for encoding and appending, beside the others.
+    ``ahead_s`` it waited for slower devices. ``sending_s`` is the sender's own time for encoding and appending, beside
+    the others.
     """
 
     data_s: float = 0.0
     forward_s: float = 0.0
     send_s: float = 0.0
     sending_s: float = 0.0
+    ahead_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +135,17 @@ class _Features:
     extracted_ns: int
 
 
-def work(job: Job, reader: TapReader, sink: RecordSink, report: Report, stop: threading.Event) -> Stages:
+def work(job: Job, reader: TapReader, sink: RecordSink, report: Report, stop: threading.Event, *, gate: Gate) -> Stages:
     """Publish what the job says until nothing is left or ``stop`` is set; return where the time went.
+
+    A batch is computed when ``gate`` lets it pass.
 
     All that was computed is sent and made durable, also when ``stop`` is set, and when the forward or the loader
     fails. Raises what failed first: BrokerError, FeatureRangeError (nothing of that batch was published), UsageError
     or OutsideError of the loader, DataError where suddenly no image can be decoded any more.
     """
     sender = _Sender(job, sink, report)
-    data_s = forward_s = send_s = 0.0
+    data_s = forward_s = send_s = ahead_s = 0.0
     in_a_row = 0
     with sender, BatchLoader(
         job.dataset, job.transform, seed=job.manifest.seed, views=job.manifest.views, batches=job.plans(),
@@ -155,13 +162,17 @@ def work(job: Job, reader: TapReader, sink: RecordSink, report: Report, stop: th
             in_a_row = 0 if len(loaded.present) else in_a_row + len(loaded.missing)
             if in_a_row >= LOST_AFTER:
                 raise _lost(loaded, in_a_row)
+            if not gate.wait(loaded.plan.batch, stop.is_set, LOOK_S):
+                break
+            begun = time.perf_counter()
+            ahead_s += begun - got
             features = _forward(reader, loaded, job.device)
             computed = time.perf_counter()
-            forward_s += computed - got
+            forward_s += computed - begun
             sender.put(_Features(loaded, features, time.time_ns()))
             send_s += time.perf_counter() - computed
         sender.finish(stopped=stop.is_set())
-    return Stages(data_s, forward_s, send_s, sender.busy_s)
+    return Stages(data_s, forward_s, send_s, sender.busy_s, ahead_s)
 
 
 def _forward(reader: TapReader, loaded: LoadedBatch, device: str) -> dict[str, Tensor]:

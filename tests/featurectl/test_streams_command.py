@@ -143,6 +143,18 @@ def test_the_producers_state_comes_from_its_lease(cli, log, lease, state) -> Non
     assert cli("streams", "--json").rows[0]["producer"] == state
 
 
+def test_several_ranks_are_one_producer_that_lives_while_one_of_them_does(cli, log) -> None:
+    create(log, make_manifest("toy"))
+    ranks = {"run": "run", "ranks": 2}
+    with ManifestTopic(log, "toy") as topic:
+        topic.write_lease(lease_of(os.getppid(), released=True).model_copy(update=ranks))
+        topic.write_lease(lease_of(os.getppid()).model_copy(update=ranks | {"rank": 1}))
+    assert cli("streams", "--json").rows[0]["producer"] == "live"
+    assert [lease["rank"] for lease in cli("streams", "toy", "--json").rows[0]["leases"]] == [0, 1]
+    shown = cli("streams", "toy").out
+    assert f"rank 1      process {os.getppid()} on {this_host()}, last heartbeat" in shown
+
+
 def test_a_producer_elsewhere_without_a_heartbeat_is_lost(cli, monkeypatch) -> None:
     import contextlib
 

@@ -176,8 +176,8 @@ def test_a_lost_producer_of_another_host_is_announced_while_it_is_watched(
 
 
 def winners(*producers: str, before: str | None = None) -> list[str | None]:
-    scan = ClaimScan("me")
-    scan.start_at(10, None if before is None else make_lease(before))
+    scan = ClaimScan(make_lease("me"))
+    scan.start_at(10, [] if before is None else [make_lease(before)])
     found = []
     for number, producer in enumerate(producers):
         record = LogRecord("toy.manifest", 0, 10 + number, 0, b"producer", (), to_json(make_lease(producer)))
@@ -200,8 +200,8 @@ def test_of_two_that_start_together_the_later_one_holds_the_lease() -> None:
 
 
 def test_other_keys_of_the_topic_are_no_claims() -> None:
-    scan = ClaimScan("me")
-    scan.start_at(0, None)
+    scan = ClaimScan(make_lease("me"))
+    scan.start_at(0, [])
     assert scan.apply(LogRecord("toy.manifest", 0, 0, 0, b"pass/0", (), b"{}")) is None
     assert scan.apply(LogRecord("toy.manifest", 0, 1, 0, b"producer", (), None)) is None
     assert scan.next_offset == 2

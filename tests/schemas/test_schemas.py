@@ -13,14 +13,14 @@ import pytest
 from pydantic import BaseModel
 
 from featurestream.errors import RecordError
-from featurestream.manifest import End, Lease, Manifest, PassRecord
+from featurestream.manifest import End, Lease, Manifest, PassRecord, Share
 from featurestream.record import ITEM_BYTES, MAX_AXES, MAX_NUMBER, MissingSample
 from featurestream.testing import make_record, open_value, seal
 from featurestream.wire import HEADER_KEYS, MUST_UNDERSTAND, PAD, decode, encode
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 GOLDEN = SCHEMAS / "golden" / "feature-record-v1"
-MODELS = {"manifest": Manifest, "pass": PassRecord, "lease": Lease, "end": End}
+MODELS = {"manifest": Manifest, "pass": PassRecord, "lease": Lease, "share": Share, "end": End}
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -161,6 +161,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "producer": "p1", "host": "node7", "pid": 17, "process_started": 1769860800.5,
         "since": "2026-01-31T12:00:00Z", "heartbeat": "2026-01-31T12:00:05Z", "released": False,
     },
+    "share": {"number": 0, "rank": 1, "ranks": 2, "missing": 1, "started_at": "2026-01-31T12:00:00Z"},
     "end": {"passes": 2, "batches": 12, "at": "2026-01-31T12:01:00Z"},
 }  # fmt: skip
 
