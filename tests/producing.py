@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from featurestream_producer.config import ProduceConfig
 REPOSITORY = Path(__file__).parents[1]
 BACKBONE = "tests.producing:small"
 DELAY = "FEATURESTREAM_TEST_DELAY"
+SLOW_ONE = "FEATURESTREAM_TEST_SLOW_ONE"
 SIZE = 16
 TAPS = ("2:gap=early", "5=late")
 
@@ -62,6 +64,41 @@ def small() -> nn.Module:
     return model
 
 
+def small_with_one_slow_worker() -> nn.Module:
+    """Return the same network; the worker that first creates the file :data:`SLOW_ONE` takes 20 ms a forward."""
+    model = small()
+    turtle: list[bool] = []
+
+    def hook(_module: nn.Module, _images: object) -> None:
+        if not multiprocessing.current_process().name.startswith("worker"):
+            return
+        if not turtle:
+            try:
+                Path(os.environ[SLOW_ONE]).touch(exist_ok=False)
+                turtle.append(True)
+            except FileExistsError:
+                turtle.append(False)
+        if turtle[0]:
+            time.sleep(0.02)
+
+    model.register_forward_pre_hook(hook)
+    return model
+
+
+def small_that_fails() -> nn.Module:
+    """Return the same network; in a worker it raises RuntimeError at its tenth forward."""
+    model = small()
+    calls: list[int] = []
+
+    def hook(_module: nn.Module, _images: object) -> None:
+        calls.append(len(calls))
+        if len(calls) == 10 and multiprocessing.current_process().name.startswith("worker"):
+            raise RuntimeError("no more of this")
+
+    model.register_forward_pre_hook(hook)
+    return model
+
+
 def settings(images: Path, stream: str, **changes: Any) -> dict[str, Any]:
     """Return the fields of a small run's configuration: 40 samples, 6 batches a pass, 3 lanes, two taps."""
     return {
@@ -77,11 +114,12 @@ def config(images: Path, stream: str, **changes: Any) -> ProduceConfig:
 
 @contextmanager
 def command(
-    images: Path, stream: str, address: str, *, delay_s: float = 0.02, **changes: Any
+    images: Path, stream: str, address: str, *, delay_s: float = 0.02, launcher: Sequence[str] = (), **changes: Any
 ) -> Iterator[subprocess.Popen[str]]:
     """Run ``featurectl produce`` with a small run's options, slow enough to be caught, in a process group of its own.
 
-    What of the group still runs at the end of the block is killed.
+    ``launcher`` is a Python module that runs it, with its options. What of the group still runs at the end of the block
+    is killed.
     """
     chosen = settings(images, stream, **changes)
     arguments = [chosen.pop("data"), "--device", ",".join(chosen.pop("devices"))]
@@ -91,7 +129,7 @@ def command(
         arguments += [f"--{name.replace('_', '-')}", str(value)]
     environment = os.environ | {"FEATURESTREAM_BOOTSTRAP_SERVERS": address, DELAY: str(delay_s)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "featurectl", "produce", *arguments],
+        [sys.executable, "-m", *launcher, *(["-m"] if launcher else []), "featurectl", "produce", *arguments],
         cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from featurestream.errors import BrokerError, StreamMismatchError, UsageError
 from featurestream.kafka.client import CONNECT_S, Home, Reports, ask, open_client
 from featurestream.kafka.config import LANE_QUEUE_KBYTES, SINK_QUEUE_KBYTES, admin_settings, check_properties
 from featurestream.kafka.errors import NO_LANE, code_of, request_failed
-from featurestream.kafka.sink import KafkaSink
+from featurestream.kafka.sink import DELIVERY_S, KafkaSink
 from featurestream.kafka.source import STALL_S, KafkaSource
 from featurestream.names import GROUP_PREFIX
 
@@ -38,8 +38,9 @@ class KafkaLog:
     """A :class:`~featurestream.ports.Log` on a Kafka cluster. Close it, or use it as a context manager.
 
     ``queue_kbytes`` bounds what each lane's reader reads ahead, ``sink_queue_kbytes`` what each sink holds that is
-    not acknowledged; a reader gives up after ``stall_s`` seconds without contact. Nothing is connected before it is
-    needed. Raises UsageError for properties that contradict the settings on which exactness rests.
+    not acknowledged; a reader gives up after ``stall_s`` seconds without contact, a sink after ``delivery_s``. Nothing
+    is connected before it is needed. Raises UsageError for properties that contradict the settings on which exactness
+    rests.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class KafkaLog:
         queue_kbytes: int = LANE_QUEUE_KBYTES,
         sink_queue_kbytes: int = SINK_QUEUE_KBYTES,
         stall_s: float = STALL_S,
+        delivery_s: float = DELIVERY_S,
     ) -> None:
         check_properties(cluster)
         self.cluster = cluster
@@ -57,6 +59,7 @@ class KafkaLog:
         self._queue_kbytes = queue_kbytes
         self._sink_queue_kbytes = sink_queue_kbytes
         self._stall_s = stall_s
+        self._delivery_s = delivery_s
         self._home = Home()
 
     def __enter__(self) -> Self:
@@ -80,7 +83,12 @@ class KafkaLog:
 
     def sink(self) -> KafkaSink:
         """Return a new sink; the caller closes it."""
-        return KafkaSink(self.cluster, client_id=self._client_id, queue_kbytes=self._sink_queue_kbytes)
+        return KafkaSink(
+            self.cluster,
+            client_id=self._client_id,
+            queue_kbytes=self._sink_queue_kbytes,
+            delivery_s=self._delivery_s,
+        )
 
     def source(self) -> KafkaSource:
         """Return a new source; the caller closes it."""

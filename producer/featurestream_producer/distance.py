@@ -15,7 +15,7 @@ from typing import Final, Self
 from featurestream.errors import BrokerError
 from featurestream.layout import Layout
 from featurestream.ports import RecordSource
-from featurestream_producer.resume import Tail
+from featurestream.seek import Lanes
 
 #: Batches a lane, at about a megabyte each: far enough that a device at full speed never waits for the next look at
 #: the other hosts, near enough that what waits is still in the brokers' memory.
@@ -87,20 +87,31 @@ class Distance:
 
 
 class LaneEnds:
-    """Looks every :data:`LOOK_EVERY_S` how far the lanes of other ranks are. A context manager; it closes the source.
+    """Looks every :data:`LOOK_EVERY_S` how far other ranks are. A context manager; it closes the source.
 
-    ``tail`` is where those lanes stood at first. From there on the ends are counted: a duplicate makes a lane look one
-    batch further than it is. A broker that does not answer is asked again: how long it may be away, the sinks decide.
+    ``topic`` is that of one tap, ``lanes`` those of other ranks. Where they stand at first is read; from there on the
+    ends are counted, so that a later duplicate makes a lane look one batch further than it is. A lane that retention
+    has emptied goes on where its rank does: at the first pass that is not finished. A broker that does not answer is
+    asked again: how long it may be away, the sinks decide.
+
+    Attributes:
+        next_batch: for each lane the first batch that it does not hold.
     """
 
-    def __init__(self, source: RecordSource, tail: Tail, topic: str) -> None:
+    def __init__(
+        self, source: RecordSource, layout: Layout, topic: str, lanes: Iterable[int], finished_passes: int
+    ) -> None:
         self._source = source
         self._topic = topic
-        self._layout = tail.layout
-        tap = tail.taps[0]
-        self.next_batch = {lane: tail.next_batch[tap, lane] for lane in tail.lanes}
-        self._first = dict(self.next_batch)
-        self._high = {lane: source.bounds(topic, lane).high for lane in tail.lanes}
+        self._layout = layout
+        self._high = {lane: source.bounds(topic, lane).high for lane in lanes}
+        finder = Lanes(source, layout, (topic,))
+        self._first: dict[int, int] = {}
+        for lane, high in self._high.items():
+            greatest = finder.greatest(topic, lane, high)
+            emptied = layout.next_in_lane(lane, layout.pass_start(finished_passes)) if high else lane
+            self._first[lane] = emptied if greatest is None else greatest + layout.lanes
+        self.next_batch = dict(self._first)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lane ends", daemon=True)
 

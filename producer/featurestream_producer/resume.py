@@ -90,10 +90,8 @@ def find_tail(
     manifest: Manifest,
     finished_passes: int,
     lanes: Sequence[int] | None = None,
-    *,
-    quiet_s: float = QUIET_S,
 ) -> Tail:
-    """Return where the stream, or some of its lanes, stand once they have stood still for ``quiet_s`` seconds.
+    """Return where the stream, or some of its lanes, stand once they have stood still for :data:`QUIET_S`.
 
     A lane from which retention has deleted everything tells nothing but how many records it had, duplicates among
     them. It goes on at the first pass that is not finished (``finished_passes``): what it publishes again is gone from
@@ -105,7 +103,7 @@ def find_tail(
     topics = {tap.name: tap_topic(manifest.stream, tap.name) for tap in manifest.taps}
     chosen = range(layout.lanes) if lanes is None else lanes
     places = [(topic, lane) for topic in topics.values() for lane in chosen]
-    bounds = settled_bounds(source, places, quiet_s=quiet_s)
+    bounds = settled_bounds(source, places, quiet_s=QUIET_S)
     finder = Lanes(source, layout, tuple(topics.values()))
     next_batch: dict[tuple[str, int], int] = {}
     for tap, topic in topics.items():

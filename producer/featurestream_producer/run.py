@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from featurestream.errors import BrokerError, UsageError
+from featurestream.errors import BrokerError, StreamMismatchError, UsageError
 from featurestream.layout import Layout
 from featurestream.manifest import Manifest
 from featurestream.manifest_topic import ManifestTopic, StreamFacts
@@ -30,9 +30,11 @@ from featurestream.names import manifest_topic, tap_topic
 from featurestream.ports import Log
 from featurestream.progress import Progress
 from featurestream.record import MissingSample
+from featurestream.seek import Lanes
 from featurestream.topics import tap_topic_settings
 from featurestream_producer.config import ProduceConfig
 from featurestream_producer.contact import ContactWatch
+from featurestream_producer.data_changes import find_changes
 from featurestream_producer.devices import loader_workers
 from featurestream_producer.distance import Distance, LaneEnds
 from featurestream_producer.interrupts import stop_on_signals
@@ -139,7 +141,7 @@ def publish(prepared: Prepared, log: Log, *, say: Say, progress: ShowProgress | 
     stream = prepared.config.stream
     with ManifestTopic(log, stream) as topic:
         existing = _facts(log, topic, prepared)
-        if existing.manifest is not None and _is_finished(existing, agreed(existing.manifest, prepared)):
+        if existing.manifest is not None and _is_finished(existing, _agreed(existing.manifest, prepared, log, say)):
             say(f'stream "{stream}" is finished: {_passes(existing.manifest)}, {_batches(existing.manifest)}')
             return _nothing_done(existing.manifest)
         weights = prepared.backbone.weights
@@ -164,6 +166,28 @@ def _facts(log: Log, topic: ManifestTopic, prepared: Prepared) -> StreamFacts:
             "differently",
         )
     return facts
+
+
+def _agreed(existing: Manifest, prepared: Prepared, log: Log, say: Say) -> Manifest:
+    """Return what :func:`agreed` does; where the data set has changed, the error also says which samples have."""
+    try:
+        return agreed(existing, prepared)
+    except StreamMismatchError as error:
+        if existing.data.sha256 == prepared.manifest.data.sha256:
+            raise
+        say("the data set is another than the stream's: looking into the stream which samples have changed")
+        source = log.source()
+        try:
+            changes = find_changes(source, existing, prepared.dataset)
+        finally:
+            source.close()
+        known = "" if changes.known == existing.data.samples else f" (the log tells of {changes.known:,} samples)"
+        what = changes.text() or "no difference in what the log still holds"
+        raise StreamMismatchError(
+            f"{error.message}; samples{known}: {what}",
+            hint="a stream's data set is fixed: restore it, or name the new stream differently",
+            **error.facts,
+        ) from error
 
 
 class _Run:
@@ -201,7 +225,8 @@ class _Run:
         source = self._log.source()
         try:
             if facts.manifest.passes != manifest.passes:
-                self._change_passes(manifest, find_tail(source, manifest, finished, quiet_s=0.0), facts)
+                topics = [tap_topic(manifest.stream, tap.name) for tap in manifest.taps]
+                self._change_passes(manifest, Lanes(source, manifest.layout, topics).after_end(), facts)
             tail = find_tail(source, manifest, finished, rank.lanes(manifest.lanes))
             so_far = passes_so_far(source, manifest, tail, finished)
         finally:
@@ -226,9 +251,14 @@ class _Run:
         for tap in manifest.taps:
             self._log.create_topic(tap_topic(manifest.stream, tap.name), manifest.lanes, settings)
 
-    def _change_passes(self, manifest: Manifest, tail: Tail, facts: StreamFacts) -> None:
-        """Write the manifest with another number of passes; UsageError where more is there already."""
-        begun = manifest.layout.pass_of(tail.untouched - 1) + 1 if tail.untouched else 0
+    def _change_passes(self, manifest: Manifest, after_end: int, facts: StreamFacts) -> None:
+        """Write the manifest with another number of passes; UsageError where more is there already.
+
+        ``after_end`` is one more than the greatest batch on the log.
+        """
+        begun = max([0, *(number + 1 for number in facts.passes)])
+        if after_end:
+            begun = max(begun, manifest.layout.pass_of(after_end - 1) + 1)
         if manifest.passes is not None and manifest.passes < begun:
             raise UsageError(
                 f'stream "{manifest.stream}" cannot have {_passes(manifest)}: it has begun {begun} already',
@@ -316,9 +346,9 @@ class _Run:
             return Distance(manifest.layout, total, left)
         own = frozenset(rank.lanes(manifest.lanes))
         others = [lane for lane in range(manifest.lanes) if lane not in own]
-        source = self._log.source()
-        tail = find_tail(source, manifest, finished_passes, others, quiet_s=0.0)
-        ends = stack.enter_context(LaneEnds(source, tail, tap_topic(manifest.stream, tail.taps[0])))
+        topic = tap_topic(manifest.stream, manifest.taps[0].name)
+        ends = LaneEnds(self._log.source(), manifest.layout, topic, others, finished_passes)
+        stack.enter_context(ends)
         return Distance(manifest.layout, total, left, lambda: ends.next_batch)
 
     @property

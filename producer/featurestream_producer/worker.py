@@ -12,6 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featurestream.errors import DataError, UsageError
+from featurestream.errors import DataError, FeatureStreamError, OutsideError, UsageError
 from featurestream.manifest import Manifest
 from featurestream.names import record_key, tap_topic
 from featurestream.ports import RecordSink
@@ -178,10 +179,20 @@ def work(job: Job, reader: TapReader, sink: RecordSink, report: Report, stop: th
 def _forward(reader: TapReader, loaded: LoadedBatch, device: str) -> dict[str, Tensor]:
     try:
         return {tap: feature.cpu() for tap, feature in reader(loaded.images).items()}
+    except FeatureStreamError:
+        raise
     except torch.OutOfMemoryError as error:
         raise UsageError(
             f"{device} has no memory left for batches of {len(loaded.images)} images: {str(error).splitlines()[0]}",
             hint="a smaller --batch-size (it is part of the fingerprint), or --image-size",
+        ) from error
+    except Exception as error:  # whatever the model's own code, or the device's driver, raises
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        lines = str(error).splitlines() or [""]
+        raise OutsideError(
+            f"the model failed on batch {loaded.plan.batch} on {device}: {type(error).__name__}: {lines[0]} "
+            f"({place.filename}, line {place.lineno})",
+            hint="what was computed before is safe; the same command goes on with this batch",
         ) from error
 
 
