@@ -21,6 +21,7 @@ from featurestream.seek import Lanes
 #: the other hosts, near enough that what waits is still in the brokers' memory.
 ROUNDS: Final = 128
 LOOK_EVERY_S: Final = 1.0
+LEAVE_S: Final = 2.0
 OVERDUE_S: Final = 15.0  # a lane that has not moved for so long belongs to a rank that is gone, or has not begun
 STEPS: Final = 8  # workers are told of a bound that has risen by this part of the whole
 
@@ -122,8 +123,8 @@ class LaneEnds:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Not joined: a look waits as long as the broker is silent.
         self._done.set()
+        self._thread.join(LEAVE_S)  # a look waits for as long as the broker is silent; then the thread closes by itself
 
     def _run(self) -> None:
         while not self._done.wait(LOOK_EVERY_S):

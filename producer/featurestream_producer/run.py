@@ -205,7 +205,8 @@ class _Run:
         """Publish what is left, from what the manifest's topic says now."""
         rank = self._prepared.rank
         facts = _facts(self._log, self._topic, self._prepared)
-        if facts.manifest is None and rank.number > 0:
+        waited = facts.manifest is None and rank.number > 0
+        if waited:
             facts = self._wait_for_manifest()
         if facts.manifest is None:
             manifest = self._prepared.manifest
@@ -218,7 +219,7 @@ class _Run:
         config = self._prepared.config
         for line in version_warnings(facts.manifest, made_with(self._prepared.devices[0])):
             self._say(f"{WARNING}{line}")
-        if config.given("retention_ms") or config.given("retention_bytes"):
+        if not waited and (config.given("retention_ms") or config.given("retention_bytes")):
             self._say(f"{WARNING}the stream's topics exist and keep the retention that they were created with")
         self._create_topics(manifest)  # the producer that wrote the manifest may have died before it did
         finished = next(number for number in range(len(facts.passes) + 1) if number not in facts.passes)
@@ -327,8 +328,8 @@ class _Run:
         except BrokerError as error:
             raise BrokerError(
                 error.message,
-                hint=f"{error.hint}; batches below {ledger.safe_below} are safe on the log, and perhaps later ones: "
-                "the same command goes on where the stream ends",
+                hint=f"{error.hint}; batches below {ledger.safe_below}{self._where} are safe on the log, and perhaps "
+                "later ones: the same command goes on where the stream ends",
                 **error.facts,
             ) from error
         seconds = time.perf_counter() - began
@@ -355,6 +356,11 @@ class _Run:
     def _title(self) -> str:
         rank, stream = self._prepared.rank, self._prepared.config.stream
         return stream if rank.alone else f"{stream}, {rank}"
+
+    @property
+    def _where(self) -> str:
+        rank = self._prepared.rank
+        return "" if rank.alone else f" in the lanes of {rank}"
 
     def _own_reader(self, _job: Job) -> Any:
         return self._prepared.reader
@@ -449,7 +455,7 @@ class _Run:
         if result.interrupted:
             self._say(
                 f'stopped: everything that was sent is safe; the same command goes on with stream "{manifest.stream}" '
-                f"at batch {ledger.safe_below}"
+                f"at batch {ledger.safe_below}{self._where}"
             )
         return result
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import psutil
 import pytest
 
-from featurestream.errors import StreamBusyError
+from featurestream.errors import BrokerError, StreamBusyError
 from featurestream.manifest import Lease, to_json
 from featurestream.manifest_topic import ManifestTopic
-from featurestream.memory import MemoryLog
-from featurestream.ports import LogRecord
+from featurestream.memory import MemoryLog, MemorySource
+from featurestream.ports import Bounds, LogRecord
 from featurestream_producer import lease as lease_module
 from featurestream_producer.lease import LEASE_TTL_S, ClaimScan, HeldLease, judge, lives, this_host
 
@@ -157,6 +158,42 @@ def test_who_is_taken_over_hears_of_it_with_the_next_heartbeat_and_leaves_the_le
     newest = topic.read().lease
     assert newest is not None
     assert newest.released
+
+
+class Unsteady(MemoryLog):
+    """Does not answer while ``away`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = False
+
+    def source(self) -> MemorySource:
+        return UnsteadySource(self)
+
+
+class UnsteadySource(MemorySource):
+    def bounds(self, topic: str, lane: int) -> Bounds:
+        if self._log.away:  # type: ignore[attr-defined]
+            raise BrokerError("no answer")
+        return super().bounds(topic, lane)
+
+
+def test_a_broker_that_does_not_answer_ends_no_lease_and_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "HEARTBEAT_S", 0.05)
+    log = Unsteady()
+    with ManifestTopic(log, "toy") as topic:
+        topic.create()
+    with HeldLease(log, "toy") as held:
+        held.take(take_over=False, say=say_nothing)
+        log.away = True
+        until = time.monotonic() + 10
+        while held.silent_s < 0.3:
+            assert time.monotonic() < until
+            held.check()
+        log.away = False
+        while held.silent_s > 0.0:
+            assert time.monotonic() < until
+        held.check()
 
 
 def test_a_lost_producer_of_another_host_is_announced_while_it_is_watched(
