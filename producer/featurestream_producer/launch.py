@@ -69,6 +69,13 @@ def start(jobs: Sequence[Job], log: Log, make_reader: MakeReader) -> Crew:
     return HereCrew(jobs[0], log, make_reader) if len(jobs) == 1 else ProcessCrew(jobs, log, make_reader)
 
 
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """What a worker's process is told: it may compute the batches below."""
+
+    below: int
+
+
 class HereCrew:
     """One worker in a thread of this process."""
 
@@ -175,9 +182,9 @@ class ProcessCrew:
         """Let all workers compute the batches below ``limit``."""
         if limit > self._limit:
             self._limit = limit
-            self._tell(limit)
+            self._tell(_Limit(limit))
 
-    def _tell(self, message: str | int) -> None:
+    def _tell(self, message: str | _Limit) -> None:
         for index in self._open:
             try:
                 self._pipes[index].send(message)
@@ -220,11 +227,11 @@ def _process_main(payload: bytes, pipe: Connection, threads: int) -> None:
     def listen() -> None:
         try:
             while True:
-                message = pipe.recv()
-                if message == "stop":
-                    stop.set()
-                else:
-                    gate.open_to(message)
+                match pipe.recv():
+                    case _Limit(below):
+                        gate.open_to(below)
+                    case "stop":
+                        stop.set()
         except (EOFError, OSError):
             os._exit(1)  # the process that started this one is gone, and with it the stream's lease
 
