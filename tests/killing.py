@@ -65,22 +65,24 @@ def workers_of(process: ForkServerProcess) -> list[psutil.Process]:
         return []
 
 
-def records_of(log: Log, stream: str, tap: str) -> int:
-    """Return how many records a tap has; none where its topic is not there yet."""
+def records_of(log: Log, stream: str, tap: str, lane: int | None = None) -> int:
+    """Return how many records a tap has, or one lane of it; none where its topic is not there yet."""
     topic = tap_topic(stream, tap)
-    lanes = log.topics().get(topic, 0)
+    lanes = range(log.topics().get(topic, 0))
     source = log.source()
     try:
-        return sum(source.bounds(topic, lane).high for lane in range(lanes))
+        return sum(source.bounds(topic, number).high for number in lanes if lane in (None, number))
     finally:
         source.close()
 
 
-def wait_for_records(log: Log, stream: str, tap: str, count: int, process: ForkServerProcess) -> None:
-    """Return when a tap has ``count`` records; fail where the producer ends before."""
+def wait_for_records(
+    log: Log, stream: str, tap: str, count: int, process: ForkServerProcess, *, lane: int | None = None
+) -> None:
+    """Return when a tap, or one lane of it, has ``count`` records; fail where the producer ends before."""
     looks = int(END_S / LOOK_S)
     for _ in range(looks):
-        if records_of(log, stream, tap) >= count:
+        if records_of(log, stream, tap, lane) >= count:
             return
         process.join(LOOK_S)
         assert process.is_alive(), f"ended with {process.exitcode}"

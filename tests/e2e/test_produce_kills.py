@@ -101,7 +101,7 @@ def test_a_rank_that_is_killed_is_started_again_while_the_other_goes_on(
     with ExitStack() as stack:
         zero = stack.enter_context(producer(address, fields, rank=ranks[0], delay_s=DELAY_S))
         one = stack.enter_context(producer(address, fields, rank=ranks[1], delay_s=DELAY_S))
-        wait_for_records(log, unique, "late", 20, one)
+        wait_for_records(log, unique, "late", 5, one, lane=1)
         kill(one)
         wait_for_records(log, unique, "late", records_of(log, unique, "late") + 10, zero)
         again = stack.enter_context(producer(address, fields, rank=ranks[1]))
