@@ -136,7 +136,8 @@ def produce(  # noqa: PLR0917 - Typer passes every option by its name
         str | None,
         typer.Option(
             metavar="D[,D]",
-            help="cuda:0, cuda:0,cuda:1, cpu: one process a device. Default: the first GPU, else the CPU.",
+            help="cuda:0, cuda:0,cuda:1, cpu: one process a device. Default: the first GPU (under torchrun that of the "
+            "local rank), else the CPU.",
             rich_help_panel=SPEED,
         ),
     ] = None,
