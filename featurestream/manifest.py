@@ -1,7 +1,7 @@
 """What `<stream>.manifest` holds: the manifest, a record a finished pass, the producer's lease and the end.
 
-The topic is compacted; its values are JSON, one object each; its keys are ``manifest``, ``pass/<n>``, ``producer`` and
-``end``. The JSON Schemas are in ``schemas/``.
+The topic is compacted; its values are JSON, one object each; its keys are ``manifest``, ``pass/<n>``, ``producer``,
+``end`` and ``warning/<reader>``. The JSON Schemas are in ``schemas/``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ MANIFEST_KEY: Final = "manifest"
 LEASE_KEY: Final = "producer"
 END_KEY: Final = "end"
 PASS_PREFIX: Final = "pass/"
+WARNING_PREFIX: Final = "warning/"
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -146,6 +147,18 @@ class Lease(_Value):
     since: str = Field(description="ISO 8601 with zone")
     heartbeat: str = Field(description="ISO 8601 with zone")
     released: bool = Field(default=False, description="the producer ended by itself")
+
+
+class RetentionWarning(_Value):
+    """Retention comes near to what a live reader has not read: the last warning about it."""
+
+    reader: str = Field(description="the experiment, or the name that a reader gave itself")
+    batch: int = Field(ge=0, description="the first batch that it still needs")
+    tap: str = Field(description="the tap where that batch will be deleted first")
+    share: float = Field(ge=0, description="how much of the tap's retention has passed since that batch; 1: it may go")
+    by: Literal["time", "bytes"] = Field(description="which of the two retentions")
+    text: str = Field(description="the warning as it was shown")
+    at: str = Field(description="ISO 8601 with zone")
 
 
 class End(_Value):

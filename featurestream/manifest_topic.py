@@ -14,10 +14,12 @@ from featurestream.manifest import (
     LEASE_KEY,
     MANIFEST_KEY,
     PASS_PREFIX,
+    WARNING_PREFIX,
     End,
     Lease,
     Manifest,
     PassRecord,
+    RetentionWarning,
     from_json,
     to_json,
 )
@@ -38,6 +40,7 @@ class StreamFacts:
     lease: Lease | None = None
     lease_stamp_ms: int = 0  # when the lease's last heartbeat was appended, by the log's clock
     end: End | None = None
+    warnings: dict[str, RetentionWarning] = field(default_factory=dict)  # the last one of each reader
 
     def apply(self, record: LogRecord) -> None:
         """Take over one record of the topic: the last value of a key counts, a tombstone takes it away."""
@@ -54,6 +57,9 @@ class StreamFacts:
             elif key.startswith(PASS_PREFIX) and value is not None:
                 done = from_json(PassRecord, value)
                 self.passes[done.number] = done
+            elif key.startswith(WARNING_PREFIX) and value is not None:
+                warning = from_json(RetentionWarning, value)
+                self.warnings[warning.reader] = warning
             # Other keys are a later version's: unknown facts change none of the known ones.
         except RecordError as error:
             raise error.at(record.topic, record.lane, record.offset) from error
@@ -103,6 +109,10 @@ class ManifestTopic:
     def write_lease(self, lease: Lease) -> None:
         """Publish the producer's lease, or its next heartbeat."""
         self._write(LEASE_KEY, lease)
+
+    def write_warning(self, warning: RetentionWarning) -> None:
+        """Publish the last warning about a reader."""
+        self._write(f"{WARNING_PREFIX}{warning.reader}", warning)
 
     def write_end(self, end: End | None) -> None:
         """Publish that the stream is complete, or (None) that it no longer is."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from featurestream.manifest import End, Lease, Manifest, PassRecord
+from featurestream.manifest import End, Lease, Manifest, PassRecord, RetentionWarning
 
-MODELS = {"manifest": Manifest, "pass": PassRecord, "lease": Lease, "end": End}
+MODELS = {"manifest": Manifest, "pass": PassRecord, "lease": Lease, "end": End, "warning": RetentionWarning}
 
 
 def main() -> None:
-    """Write the four files beside this one."""
+    """Write the files beside this one."""
     for name, model in MODELS.items():
         file = f"{name}-v1.schema.json"
         marks = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": file}

@@ -21,6 +21,7 @@ import torch
 
 from featurestream.errors import FeatureStreamError, InternalError, OutsideError, UsageError
 from featurestream.ports import Log
+from featurestream_producer.gate import Gate
 from featurestream_producer.interrupts import interrupt_blocked
 from featurestream_producer.taps import TapReader
 from featurestream_producer.worker import Done, Durable, Job, Sent, work
@@ -55,6 +56,9 @@ class Crew(Protocol):
     def stop(self) -> None:
         """Ask all workers to take no more batches, send what they have and end. Can be called again."""
 
+    def allow(self, below: int | None) -> None:
+        """Let workers whose job is ``paced`` publish the batches below ``below``, None: all."""
+
 
 def start(jobs: Sequence[Job], log: Log, make_reader: MakeReader) -> Crew:
     """Return the workers of ``jobs``, to be started by entering the crew.
@@ -72,6 +76,7 @@ class HereCrew:
         self._job, self._log, self._make_reader = job, log, make_reader
         self._events: queue.Queue[Event] = queue.Queue()
         self._stop = threading.Event()
+        self._gate = job.gate()
         self._thread = threading.Thread(target=self._run, name=f"worker {job.device}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -96,8 +101,14 @@ class HereCrew:
         """Ask the worker to end."""
         self._stop.set()
 
+    def allow(self, below: int | None) -> None:
+        """Let the worker publish the batches below ``below``."""
+        self._gate.allow(below)
+
     def _run(self) -> None:
-        self._events.put(_run_job(self._job, self._log, self._make_reader, self._events.put, self._stop))
+        self._events.put(
+            _run_job(self._job, self._log, self._make_reader, self._events.put, self._stop, gate=self._gate)
+        )
 
 
 class ProcessCrew:
@@ -157,9 +168,16 @@ class ProcessCrew:
 
     def stop(self) -> None:
         """Ask all workers to end."""
+        self._tell("stop")
+
+    def allow(self, below: int | None) -> None:
+        """Let the workers publish the batches below ``below``."""
+        self._tell(below)
+
+    def _tell(self, message: str | int | None) -> None:
         for index in self._open:
             try:
-                self._pipes[index].send("stop")
+                self._pipes[index].send(message)
             except OSError:
                 continue  # it is gone; next_event tells
 
@@ -188,18 +206,21 @@ def _pickled(work: object) -> bytes:
 
 
 def _process_main(payload: bytes, pipe: Connection, threads: int) -> None:
-    """Run one job in a process of its own; ``pipe`` brings requests to stop, and takes what happens."""
+    """Run one job in a process of its own; ``pipe`` brings its bound and the end, and takes what happens."""
     torch.set_num_threads(threads)
     # Ctrl-C is blocked from the start. SIGTERM may come to all of a service's processes: the first one tells the rest.
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
-    stop = threading.Event()
+    stop, gate = threading.Event(), Gate(below=0)
     lock = threading.Lock()  # the sender's thread and this one report
 
     def listen() -> None:
         try:
             while True:
-                pipe.recv()
-                stop.set()
+                message: str | int | None = pipe.recv()
+                if isinstance(message, str):
+                    stop.set()
+                else:
+                    gate.allow(message)
         except (EOFError, OSError):
             os._exit(1)  # the process that started this one is gone, and with it the stream's lease
 
@@ -209,18 +230,18 @@ def _process_main(payload: bytes, pipe: Connection, threads: int) -> None:
 
     threading.Thread(target=listen, name="listener", daemon=True).start()
     job, log, make_reader = pickle.loads(payload)  # noqa: S301 - from our own process, through our own pipe
-    report(_run_job(job, log, make_reader, report, stop))
+    report(_run_job(job, log, make_reader, report, stop, gate=gate if job.paced else job.gate()))
 
 
 def _run_job(
-    job: Job, log: Log, make_reader: MakeReader, report: Callable[[Event], None], stop: threading.Event
+    job: Job, log: Log, make_reader: MakeReader, report: Callable[[Event], None], stop: threading.Event, *, gate: Gate
 ) -> Done | Failed:
     """Do a job from its connection on; return how it ended."""
     try:
         reader = make_reader(job)
         sink = log.sink()
         try:
-            return Done(job.index, work(job, reader, sink, report, stop))
+            return Done(job.index, work(job, reader, sink, report, stop, gate=gate))
         finally:
             sink.close()
     except FeatureStreamError as error:

@@ -37,6 +37,8 @@ from featurestream_producer.interrupts import stop_on_signals
 from featurestream_producer.launch import END_S, Crew, Failed, start
 from featurestream_producer.lease import HeldLease
 from featurestream_producer.ledger import FinishedPass, Ledger
+from featurestream_producer.pace import Pace
+from featurestream_producer.pacer import Pacer
 from featurestream_producer.plan import duration_text, size_text
 from featurestream_producer.prepare import (
     Prepared,
@@ -51,6 +53,7 @@ from featurestream_producer.resume import PassSoFar, Tail, find_tail, fresh_tail
 from featurestream_producer.sampling import order_checksum, permutation
 from featurestream_producer.worker import Done, Durable, Job, Sent, Stages
 
+WAIT_LINE_S: Final = 5.0  # how long a producer waits for readers before a line says so
 TICK_S: Final = 0.2  # how soon Ctrl-C and a lost lease are noticed
 SHOWN_MISSING: Final = 3
 
@@ -77,6 +80,9 @@ class Result:
         stages: where the devices' threads spent it, in seconds, a mean over the workers.
         finished: a finite stream is complete now.
         interrupted: a signal ended the run; the stream can be gone on with.
+        waited_s: seconds in which it waited for readers.
+        unread: nobody read, and so the run ended (``idle`` stop).
+        warnings: of retention that came near to what a reader has not read.
     """
 
     stream: str
@@ -91,6 +97,9 @@ class Result:
     stages: Stages
     finished: bool
     interrupted: bool
+    waited_s: float = 0.0
+    unread: bool = False
+    warnings: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """Return the result as one JSON object."""
@@ -164,6 +173,8 @@ class _Run:
         self._lease = lease
         self._say = say
         self._stop = threading.Event()
+        self._unread = False
+        self._warnings: list[str] = []
 
     def publish(self, progress: ShowProgress | None) -> Result:
         """Publish what is left, from what the manifest's topic says now."""
@@ -214,6 +225,10 @@ class _Run:
             self._topic.write_end(None)
         self._say(f'stream "{manifest.stream}" now has {_passes(manifest)}')
 
+    def _pace(self, manifest: Manifest) -> Pace:
+        config = self._prepared.config
+        return Pace(config.ahead, config.idle or ("pause" if manifest.passes is None else "run"))
+
     def _jobs(self, manifest: Manifest, tail: Tail) -> list[Job]:
         prepared = self._prepared
         devices = prepared.devices
@@ -229,6 +244,7 @@ class _Run:
                 loader_workers=loader_workers(device, len(devices), os.cpu_count() or 1)
                 if prepared.config.workers is None
                 else prepared.config.workers,
+                paced=not self._pace(manifest).free,
             )
             for index, device in enumerate(devices)
         ]
@@ -254,12 +270,12 @@ class _Run:
         began = time.perf_counter()
         crew = start(jobs, self._log, ReaderMaker(self._prepared.config) if len(jobs) > 1 else self._own_reader)
         try:
-            with stop_on_signals(self._stop), crew:
+            with stop_on_signals(self._stop), self._pacer(manifest, tail) as pacer, crew:
                 if progress is None:
-                    stages = self._listen(manifest, crew, jobs, ledger, None)
+                    stages = self._listen(manifest, jobs, ledger, _Pacing(pacer, crew, self._say, None))
                 else:
                     with progress(manifest.stream, left, "img") as shown:
-                        stages = self._listen(manifest, crew, jobs, ledger, shown)
+                        stages = self._listen(manifest, jobs, ledger, _Pacing(pacer, crew, shown.say, shown))
         except BrokerError as error:
             raise BrokerError(
                 error.message,
@@ -267,16 +283,20 @@ class _Run:
                 "the same command goes on where the stream ends",
                 **error.facts,
             ) from error
-        seconds = time.perf_counter() - began
-        return self._result(manifest, ledger, stages, seconds)
+        seconds = time.perf_counter() - began - pacer.waited_s
+        return self._result(manifest, ledger, stages, seconds, waited_s=pacer.waited_s)
+
+    def _pacer(self, manifest: Manifest, tail: Tail) -> Pacer:
+        plan, layout = self._prepared.plan(manifest), manifest.layout
+        sizes = {tap.name: plan.tap_pass_bytes(tap) / layout.pass_batches for tap in plan.taps}
+        return Pacer(self._pace(manifest), manifest, self._log, batch_bytes=sizes, next_batch=tail.untouched)
 
     def _own_reader(self, _job: Job) -> Any:
         return self._prepared.reader
 
-    def _listen(
-        self, manifest: Manifest, crew: Crew, jobs: list[Job], ledger: Ledger, shown: Progress | None
-    ) -> Stages:
+    def _listen(self, manifest: Manifest, jobs: list[Job], ledger: Ledger, pacing: _Pacing) -> Stages:
         """Keep the accounts until every worker has ended; raise what the first one failed with."""
+        crew, shown = pacing.crew, pacing.shown
         running = {job.index for job in jobs}
         stages: list[Stages] = []
         failure: BaseException | None = None
@@ -288,16 +308,19 @@ class _Run:
                 self._lease.check()
             if self._stop.is_set():
                 crew.stop()
+            elif failure is None:
+                self._unread = pacing.step() or self._unread
+                self._warn(pacing)
             match event:
                 case Sent():
+                    pacing.next_batch = max(pacing.next_batch, event.batch + 1)
                     ledger.sent(event.batch, rows=event.rows, size=event.size, missing=event.missing, at_ms=event.at_ms)
                     if shown is not None:
                         speed = ledger.bytes / max(time.perf_counter() - began, 1e-9)
                         images = event.rows + len(event.missing) * manifest.views
                         shown.advance(images, rate=f"{size_text(speed)}/s")
                 case Durable():
-                    say = self._say if shown is None else shown.say
-                    self._record(manifest, ledger.is_durable(event.worker, event.below), say)
+                    self._record(manifest, ledger.is_durable(event.worker, event.below), pacing.say)
                 case Done():
                     running.discard(event.worker)
                     stages.append(event.stages)
@@ -310,6 +333,12 @@ class _Run:
         if failure is not None:
             raise failure
         return _mean(stages)
+
+    def _warn(self, pacing: _Pacing) -> None:
+        for warning in pacing.pacer.warnings():
+            pacing.say(f"{WARNING}{warning.text}")
+            self._warnings.append(warning.text)
+            self._topic.write_warning(warning)
 
     def _record(self, manifest: Manifest, finished: list[FinishedPass], say: Say) -> None:
         for done in finished:
@@ -333,7 +362,9 @@ class _Run:
                 )
             )
 
-    def _result(self, manifest: Manifest, ledger: Ledger, stages: Stages, seconds: float) -> Result:
+    def _result(
+        self, manifest: Manifest, ledger: Ledger, stages: Stages, seconds: float, *, waited_s: float = 0.0
+    ) -> Result:
         """Return what was done, and say it; write that the stream is complete where it is."""
         total = manifest.total_batches
         finished = total is not None and ledger.safe_below >= total
@@ -353,16 +384,56 @@ class _Run:
             stages=stages,
             finished=finished,
             interrupted=self._stop.is_set() and not finished,
+            waited_s=waited_s,
+            unread=self._unread and not finished,
+            warnings=tuple(self._warnings),
         )
         self._say(_summary(result))
         if missing:
             self._say(_missing_line(missing))
-        if result.interrupted:
+        if result.interrupted or result.unread:
             self._say(
-                f'stopped: everything that was sent is safe; the same command goes on with stream "{manifest.stream}" '
-                f"at batch {ledger.safe_below}"
+                f"{'nobody reads' if result.unread else 'stopped'}: everything that was sent is safe; the same command "
+                f'goes on with stream "{manifest.stream}" at batch {ledger.safe_below}'
             )
         return result
+
+
+class _Pacing:
+    """What one run's loop does with the pacer's verdicts: the workers' gates, and what people see."""
+
+    def __init__(self, pacer: Pacer, crew: Crew, say: Say, shown: Progress | None) -> None:
+        self.next_batch = pacer.next_batch
+        self.pacer = pacer
+        self.crew = crew
+        self.say = say
+        self.shown = shown
+        self._allowed: int | None = 0  # as the gates are closed at first
+        self._waiting_since: float | None = None
+        self._said = False
+
+    def step(self) -> bool:
+        """Pass on how far the workers may go; tell whether the run is to end because nobody reads."""
+        if self.pacer.pace.free:
+            return False
+        verdict = self.pacer.verdict(self.next_batch)
+        if verdict.below != self._allowed:
+            self._allowed = verdict.below
+            self.crew.allow(verdict.below)
+        if verdict.action == "go":
+            self._waiting_since, self._said = None, False
+            return False
+        if verdict.action == "stop":
+            self.crew.stop()
+            return True
+        now = time.monotonic()
+        self._waiting_since = self._waiting_since or now
+        if self.shown is not None:
+            self.shown.note(verdict.text)
+        if not self._said and now - self._waiting_since >= WAIT_LINE_S:
+            self.say(f"{verdict.text}; Ctrl-C ends it, --idle run and a larger --ahead go on without")
+            self._said = True
+        return False
 
 
 def _is_finished(facts: StreamFacts, manifest: Manifest) -> bool:
@@ -404,6 +475,7 @@ def _summary(result: Result) -> str:
         f"in {duration_text(result.seconds)}: {result.images_per_s:,.0f} images/s; the device's time: "
         f"waiting for images {stages.data_s / all_s:.0%}, computing {stages.forward_s / all_s:.0%}, "
         f"waiting for Kafka {stages.send_s / all_s:.0%}"
+        + (f"; {duration_text(result.waited_s)} more in which it waited for readers" if result.waited_s else "")
     )
 
 

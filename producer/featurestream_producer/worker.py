@@ -28,6 +28,7 @@ from featurestream.ports import RecordSink
 from featurestream.record import MissingSample, Record, short_reason
 from featurestream.wire import Encoder, headers_of
 from featurestream_producer.datasets import ImageDataset
+from featurestream_producer.gate import Gate
 from featurestream_producer.loader import BatchLoader, BatchPlan, LoadedBatch
 from featurestream_producer.resume import Tail
 from featurestream_producer.sampling import permutation
@@ -48,6 +49,7 @@ class Job:
         index, workers: worker ``index`` of ``workers`` owns the lanes l with l mod ``workers`` = ``index``.
         device: a torch device.
         loader_workers: processes that load images for it; 0 is a thread of its own.
+        paced: whether it waits at its gate until it is told how far it may go.
     """
 
     manifest: Manifest
@@ -58,6 +60,11 @@ class Job:
     workers: int
     device: str
     loader_workers: int
+    paced: bool = False
+
+    def gate(self) -> Gate:
+        """Return the worker's gate: closed where it is paced, else open."""
+        return Gate(below=0 if self.paced else None)
 
     @property
     def lanes(self) -> tuple[int, ...]:
@@ -130,8 +137,13 @@ class _Features:
     extracted_ns: int
 
 
-def work(job: Job, reader: TapReader, sink: RecordSink, report: Report, stop: threading.Event) -> Stages:
+def work(
+    job: Job, reader: TapReader, sink: RecordSink, report: Report, stop: threading.Event, *, gate: Gate
+) -> Stages:  # fmt: skip
     """Publish what the job says until nothing is left or ``stop`` is set; return where the time went.
+
+    No batch is computed before ``gate`` lets it through; while the worker waits there, what it has sent is durable and
+    reported, and no time is counted.
 
     All that was computed is sent and made durable, also when ``stop`` is set, and when the forward or the loader
     fails. Raises what failed first: BrokerError, FeatureRangeError (nothing of that batch was published), UsageError
@@ -152,6 +164,13 @@ def work(job: Job, reader: TapReader, sink: RecordSink, report: Report, stop: th
             data_s += got - began
             if loaded is None:
                 break
+            if not gate.is_open(loaded.plan.batch):
+                sender.settle(loaded.plan.batch)
+                while not stop.is_set() and not gate.wait(loaded.plan.batch, LOOK_S):
+                    pass
+                if stop.is_set():
+                    break
+                got = time.perf_counter()
             in_a_row = 0 if len(loaded.present) else in_a_row + len(loaded.missing)
             if in_a_row >= LOST_AFTER:
                 raise _lost(loaded, in_a_row)
@@ -183,6 +202,11 @@ def _lost(loaded: LoadedBatch, in_a_row: int) -> DataError:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Settle:
+    below: int  # all of the worker's batches below this one have been put before
+
+
 class _Sender:
     """The thread that encodes features and appends them, batch after batch.
 
@@ -195,7 +219,7 @@ class _Sender:
         self._job = job
         self._sink = sink
         self._report = report
-        self._queue: queue.Queue[_Features | None] = queue.Queue(QUEUED_BATCHES)
+        self._queue: queue.Queue[_Features | _Settle | None] = queue.Queue(QUEUED_BATCHES)
         self._encoder = Encoder()
         self._error: BaseException | None = None
         self._next = job.durable_below  # the worker's batches below this one have been appended
@@ -214,11 +238,18 @@ class _Sender:
 
     def put(self, features: _Features) -> None:
         """Hand a batch over; blocks while the queue is full. Raises what the sender has failed with."""
+        self._put(features)
+
+    def settle(self, below: int) -> None:
+        """Have everything made durable and reported, now that all of the worker's batches below ``below`` are here."""
+        self._put(_Settle(below))
+
+    def _put(self, item: _Features | _Settle) -> None:
         while True:
             if self._error is not None:
                 raise self._error
             try:
-                return self._queue.put(features, timeout=LOOK_S)
+                return self._queue.put(item, timeout=LOOK_S)
             except queue.Full:
                 continue
 
@@ -243,6 +274,10 @@ class _Sender:
         try:
             number: int | None = None
             while (item := self._queue.get()) is not None:
+                if isinstance(item, _Settle):
+                    self._sink.flush()
+                    self._report(Durable(self._job.index, item.below))
+                    continue
                 began = time.perf_counter()
                 plan = item.loaded.plan
                 if number is not None and plan.pass_number > number:
