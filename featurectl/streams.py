@@ -171,7 +171,7 @@ def report_stream(source: RecordSource, stream: str, committed: Committed, *, no
         lanes.next_missing(),
         min(stamps, default=None),
         max(stamps, default=None),
-        _producer_state(facts.lease, facts.lease_stamp_ms, now_ms=now_ms),
+        producer_state(facts.lease, facts.lease_stamp_ms, now_ms=now_ms),
         tuple(_readers(snapshot, stream, topics, committed)),
     )
 
@@ -239,7 +239,7 @@ def _envelope(record: LogRecord) -> int:
     return len(value) + len(record.key or b"") + headers - features
 
 
-def _producer_state(lease: Lease | None, stamp_ms: int, *, now_ms: int) -> str:
+def producer_state(lease: Lease | None, stamp_ms: int, *, now_ms: int) -> str:
     """Return what the lease says of the producer; ``stamp_ms`` is when its last heartbeat was appended."""
     from featurestream_producer.lease import LEASE_TTL_S, lives, this_host
 

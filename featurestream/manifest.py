@@ -1,7 +1,8 @@
 """What `<stream>.manifest` holds: the manifest, a record a finished pass, the producer's lease and the end.
 
 The topic is compacted; its values are JSON, one object each; its keys are ``manifest``, ``pass/<n>``, ``producer``,
-``end`` and ``warning/<reader>``. The JSON Schemas are in ``schemas/``.
+``end`` and ``warning/<reader>``; on the stream of another one's requests also ``request/<id>``. The JSON Schemas are in
+``schemas/``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ LEASE_KEY: Final = "producer"
 END_KEY: Final = "end"
 PASS_PREFIX: Final = "pass/"
 WARNING_PREFIX: Final = "warning/"
+REQUEST_PREFIX: Final = "request/"
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -83,6 +85,9 @@ class Manifest(_Value):
     format: Literal[1] = 1
     stream: str = Field(description="the stream's name")
     fingerprint: str = Field(default="", description="32 hexadecimal digits; see fingerprint_of")
+    kind: Literal["request"] | None = Field(
+        default=None, description="request: what is requested of the stream whose name comes before -requests"
+    )
     data: DataFacts
     decoder: str | None = Field(
         default=None, description="what decodes JPEG files, where it is not Pillow: decoders may differ in the last bit"
@@ -103,8 +108,9 @@ class Manifest(_Value):
 
     @property
     def layout(self) -> Layout:
-        """The stream's arithmetic."""
-        return Layout(self.data.samples, self.batch_samples, self.lanes, self.views)
+        """The stream's arithmetic. Requests are as many as are wanted: each batch of them is a pass of its own."""
+        samples = self.data.samples if self.kind is None else self.batch_samples
+        return Layout(samples, self.batch_samples, self.lanes, self.views)
 
     @property
     def total_batches(self) -> int | None:
@@ -128,6 +134,7 @@ class PassRecord(_Value):
     """One finished pass."""
 
     number: int = Field(ge=0)
+    kind: Literal["request"] | None = Field(default=None, description="request: a batch that was asked for")
     samples: int = Field(ge=0, description="samples that have rows")
     missing: int = Field(ge=0, description="samples that have none")
     first_batch: int = Field(ge=0)
@@ -147,6 +154,14 @@ class Lease(_Value):
     since: str = Field(description="ISO 8601 with zone")
     heartbeat: str = Field(description="ISO 8601 with zone")
     released: bool = Field(default=False, description="the producer ended by itself")
+
+
+class Request(_Value):
+    """Samples that are wanted next."""
+
+    samples: list[int] = Field(min_length=1, description="their indices in the data set, in the order wanted")
+    host: str = Field(description="where it was asked")
+    at: str = Field(description="ISO 8601 with zone")
 
 
 class RetentionWarning(_Value):

@@ -14,11 +14,13 @@ from featurestream.manifest import (
     LEASE_KEY,
     MANIFEST_KEY,
     PASS_PREFIX,
+    REQUEST_PREFIX,
     WARNING_PREFIX,
     End,
     Lease,
     Manifest,
     PassRecord,
+    Request,
     RetentionWarning,
     from_json,
     to_json,
@@ -41,6 +43,7 @@ class StreamFacts:
     lease_stamp_ms: int = 0  # when the lease's last heartbeat was appended, by the log's clock
     end: End | None = None
     warnings: dict[str, RetentionWarning] = field(default_factory=dict)  # the last one of each reader
+    requests: dict[str, Request] = field(default_factory=dict)  # by their ids, in the order in which they came
 
     def apply(self, record: LogRecord) -> None:
         """Take over one record of the topic: the last value of a key counts, a tombstone takes it away."""
@@ -60,6 +63,8 @@ class StreamFacts:
             elif key.startswith(WARNING_PREFIX) and value is not None:
                 warning = from_json(RetentionWarning, value)
                 self.warnings[warning.reader] = warning
+            elif key.startswith(REQUEST_PREFIX) and value is not None:
+                self.requests[key.removeprefix(REQUEST_PREFIX)] = from_json(Request, value)
             # Other keys are a later version's: unknown facts change none of the known ones.
         except RecordError as error:
             raise error.at(record.topic, record.lane, record.offset) from error
@@ -113,6 +118,10 @@ class ManifestTopic:
     def write_warning(self, warning: RetentionWarning) -> None:
         """Publish the last warning about a reader."""
         self._write(f"{WARNING_PREFIX}{warning.reader}", warning)
+
+    def write_request(self, name: str, request: Request) -> None:
+        """Publish a request under an id of its own, which nobody writes twice: its place in the topic is its turn."""
+        self._write(f"{REQUEST_PREFIX}{name}", request)
 
     def write_end(self, end: End | None) -> None:
         """Publish that the stream is complete, or (None) that it no longer is."""

@@ -9,9 +9,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from featurestream.manifest import End, Lease, Manifest, PassRecord, RetentionWarning
+from featurestream.manifest import End, Lease, Manifest, PassRecord, Request, RetentionWarning
 
-MODELS = {"manifest": Manifest, "pass": PassRecord, "lease": Lease, "end": End, "warning": RetentionWarning}
+MODELS = {
+    "manifest": Manifest,
+    "pass": PassRecord,
+    "lease": Lease,
+    "end": End,
+    "warning": RetentionWarning,
+    "request": Request,
+}
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -23,6 +24,7 @@ from featurestream.errors import FeatureStreamError, InternalError, OutsideError
 from featurestream.ports import Log
 from featurestream_producer.gate import Gate
 from featurestream_producer.interrupts import interrupt_blocked
+from featurestream_producer.requests import RequestServer, Served, Unserved
 from featurestream_producer.taps import TapReader
 from featurestream_producer.worker import Done, Durable, Job, Sent, work
 
@@ -37,7 +39,7 @@ class Failed:
     error: BaseException
 
 
-Event = Sent | Durable | Done | Failed
+Event = Sent | Durable | Served | Unserved | Done | Failed
 MakeReader = Callable[[Job], TapReader]
 
 
@@ -239,11 +241,15 @@ def _run_job(
     """Do a job from its connection on; return how it ended."""
     try:
         reader = make_reader(job)
-        sink = log.sink()
-        try:
-            return Done(job.index, work(job, reader, sink, report, stop, gate=gate))
-        finally:
-            sink.close()
+        with ExitStack() as stack:
+            sink = log.sink()
+            stack.callback(sink.close)
+            if job.index:
+                return Done(job.index, work(job, reader, sink, report, stop, gate=gate))
+            server = stack.enter_context(RequestServer(job, log, report))
+            stages = work(job, reader, sink, report, stop, gate=gate, between=lambda: server.serve(reader, stop))
+            server.finish(reader, stop)
+            return Done(job.index, stages)
     except FeatureStreamError as error:
         return Failed(job.index, error)
     except BaseException as error:  # noqa: BLE001 - whatever it is must reach the process that reports it

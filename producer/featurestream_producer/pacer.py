@@ -49,7 +49,6 @@ class Pacer:
         *,
         batch_bytes: dict[str, float],
         next_batch: int,
-        look_s: float = LOOK_S,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.pace = pace
@@ -58,7 +57,7 @@ class Pacer:
         self._log = log
         self._batch_bytes = batch_bytes
         self.next_batch = next_batch
-        self._look_s = SELDOM_S if pace.free else look_s
+        self._look_s = SELDOM_S if pace.free else LOOK_S
         self._now = now
         self._attendance = Attendance(manifest.stream)
         self._seen = _Seen((), 0.0)
@@ -136,10 +135,10 @@ class Pacer:
         readers = tuple(self._attendance.look(notes, now))
         if readers or self._read_at is None:
             self._read_at = now
-        self._seen = _Seen(readers, now - self._read_at)
         if readers and now - self._retention_at >= SELDOM_S:
             self._retention_at = now
             self._look_at_retention(readers, round(now * 1000))
+        self._seen = _Seen(readers, now - self._read_at)  # the warning comes first
 
     def _look_at_retention(self, readers: tuple[LiveReader, ...], now_ms: int) -> None:
         if not self._retention:

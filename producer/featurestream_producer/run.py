@@ -49,6 +49,7 @@ from featurestream_producer.prepare import (
     prepare,
     version_warnings,
 )
+from featurestream_producer.requests import RequestServer, Served, Unserved, requests_wait
 from featurestream_producer.resume import PassSoFar, Tail, find_tail, fresh_tail, passes_so_far
 from featurestream_producer.sampling import order_checksum, permutation
 from featurestream_producer.worker import Done, Durable, Job, Sent, Stages
@@ -136,7 +137,11 @@ def publish(prepared: Prepared, log: Log, *, say: Say, progress: ShowProgress | 
     stream = prepared.config.stream
     with ManifestTopic(log, stream) as topic:
         existing = _facts(log, topic, prepared)
-        if existing.manifest is not None and _is_finished(existing, agreed(existing.manifest, prepared)):
+        if (
+            existing.manifest is not None
+            and _is_finished(existing, agreed(existing.manifest, prepared))
+            and not requests_wait(log, existing.manifest)
+        ):
             say(f'stream "{stream}" is finished: {_passes(existing.manifest)}, {_batches(existing.manifest)}')
             return _nothing_done(existing.manifest)
         weights = prepared.backbone.weights
@@ -263,6 +268,7 @@ class _Run:
         self._record(manifest, ledger.finished(), self._say)
         left = None if manifest.passes is None else _images_left(manifest, tail)
         if left == 0:
+            self._serve_requests(jobs[0])
             return self._result(manifest, ledger, Stages(), 0.0)
         if tail.untouched:
             at = tail.first_lacking
@@ -285,6 +291,12 @@ class _Run:
             ) from error
         seconds = time.perf_counter() - began - pacer.waited_s
         return self._result(manifest, ledger, stages, seconds, waited_s=pacer.waited_s)
+
+    def _serve_requests(self, job: Job) -> None:
+        """Publish what is requested of a stream that has nothing left to publish."""
+        reader = self._own_reader(job) if job.workers == 1 else ReaderMaker(self._prepared.config)(job)
+        with RequestServer(job, self._log, lambda event: self._say(_request_line(event))) as server:
+            server.finish(reader, self._stop)
 
     def _pacer(self, manifest: Manifest, tail: Tail) -> Pacer:
         plan, layout = self._prepared.plan(manifest), manifest.layout
@@ -321,6 +333,8 @@ class _Run:
                         shown.advance(images, rate=f"{size_text(speed)}/s")
                 case Durable():
                     self._record(manifest, ledger.is_durable(event.worker, event.below), pacing.say)
+                case Served() | Unserved():
+                    pacing.say(_request_line(event))
                 case Done():
                     running.discard(event.worker)
                     stages.append(event.stages)
@@ -332,6 +346,7 @@ class _Run:
                         crew.stop()
         if failure is not None:
             raise failure
+        self._warn(pacing)
         return _mean(stages)
 
     def _warn(self, pacing: _Pacing) -> None:
@@ -484,6 +499,13 @@ def _missing_line(missing: list[MissingSample]) -> str:
     more = f"; and {len(missing) - SHOWN_MISSING} more" if len(missing) > SHOWN_MISSING else ""
     count = "1 image" if len(missing) == 1 else f"{len(missing):,} images"
     return f"{WARNING}{count} could not be decoded, and got no rows: {shown}{more}"
+
+
+def _request_line(event: Served | Unserved) -> str:
+    if isinstance(event, Unserved):
+        return f"{WARNING}requests are not served: {event.reason}"
+    missing = f", {event.missing} without an image that can be decoded" if event.missing else ""
+    return f"requested: {event.rows} rows{missing}, as batch {event.batch} of stream {event.stream}"
 
 
 def _passes(manifest: Manifest) -> str:

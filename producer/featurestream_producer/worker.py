@@ -29,7 +29,7 @@ from featurestream.record import MissingSample, Record, short_reason
 from featurestream.wire import Encoder, headers_of
 from featurestream_producer.datasets import ImageDataset
 from featurestream_producer.gate import Gate
-from featurestream_producer.loader import BatchLoader, BatchPlan, LoadedBatch
+from featurestream_producer.loader import BatchLoader, BatchPlan, LoadedBatch, load_batch
 from featurestream_producer.resume import Tail
 from featurestream_producer.sampling import permutation
 from featurestream_producer.taps import TapReader
@@ -138,12 +138,19 @@ class _Features:
 
 
 def work(
-    job: Job, reader: TapReader, sink: RecordSink, report: Report, stop: threading.Event, *, gate: Gate
-) -> Stages:  # fmt: skip
+    job: Job,
+    reader: TapReader,
+    sink: RecordSink,
+    report: Report,
+    stop: threading.Event,
+    *,
+    gate: Gate,
+    between: Callable[[], None] = lambda: None,
+) -> Stages:
     """Publish what the job says until nothing is left or ``stop`` is set; return where the time went.
 
     No batch is computed before ``gate`` lets it through; while the worker waits there, what it has sent is durable and
-    reported, and no time is counted.
+    reported, and no time is counted. ``between`` is called between batches, and now and then while the worker waits.
 
     All that was computed is sent and made durable, also when ``stop`` is set, and when the forward or the loader
     fails. Raises what failed first: BrokerError, FeatureRangeError (nothing of that batch was published), UsageError
@@ -167,10 +174,11 @@ def work(
             if not gate.is_open(loaded.plan.batch):
                 sender.settle(loaded.plan.batch)
                 while not stop.is_set() and not gate.wait(loaded.plan.batch, LOOK_S):
-                    pass
+                    between()
                 if stop.is_set():
                     break
-                got = time.perf_counter()
+            between()
+            got = time.perf_counter()
             in_a_row = 0 if len(loaded.present) else in_a_row + len(loaded.missing)
             if in_a_row >= LOST_AFTER:
                 raise _lost(loaded, in_a_row)
@@ -181,6 +189,15 @@ def work(
             send_s += time.perf_counter() - computed
         sender.finish(stopped=stop.is_set())
     return Stages(data_s, forward_s, send_s, sender.busy_s)
+
+
+def publish_batch(job: Job, reader: TapReader, sink: RecordSink, plan: BatchPlan) -> Sent:
+    """Publish one batch of the job's stream in the calling thread; it is durable when this returns."""
+    loaded = load_batch(job.dataset, job.transform, plan, seed=job.manifest.seed, views=job.manifest.views)
+    features = _Features(loaded, _forward(reader, loaded, job.device), time.time_ns())
+    sent = _Sender(job, sink, lambda _: None).send(features)
+    sink.flush()
+    return sent
 
 
 def _forward(reader: TapReader, loaded: LoadedBatch, device: str) -> dict[str, Tensor]:
@@ -284,14 +301,15 @@ class _Sender:
                     self._sink.flush()
                     self._report(Durable(self._job.index, plan.batch))
                 number = plan.pass_number
-                self._report(self._send(item))
+                self._report(self.send(item))
                 self._next = plan.batch + 1
                 self.busy_s += time.perf_counter() - began
             self._sink.flush()
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that computes
             self._error = error
 
-    def _send(self, item: _Features) -> Sent:
+    def send(self, item: _Features) -> Sent:
+        """Append the records of a batch that are lacking, in the calling thread."""
         manifest, plan = self._job.manifest, item.loaded.plan
         dataset = self._job.dataset
         indices = item.loaded.present

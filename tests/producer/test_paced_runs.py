@@ -49,6 +49,11 @@ def beat(log: MemoryLog, reader: str, batch: int, needs: int | None = None, taps
     log.commit_positions(reader_group("toy", reader), {("toy.late", 0): 0}, note.model_dump_json())
 
 
+def beats(log: MemoryLog, **places: int) -> None:
+    for reader, batch in places.items():
+        beat(log, reader, batch)
+
+
 class Scene(Progress):
     """A progress that acts: each text that the waiting producer shows calls the next step; after the last, Ctrl-C."""
 
@@ -95,8 +100,8 @@ def test_a_producer_keeps_its_distance_to_the_slowest_reader_and_goes_on_with_it
     scene, result = play(
         log,
         images,
-        lambda: (beat(log, "E1", 0), beat(log, "E2", 0)) and None,
-        lambda: (beat(log, "E2", 8), beat(log, "E1", 4)) and None,
+        lambda: beats(log, E1=0, E2=0),
+        lambda: beats(log, E1=4, E2=8),
         lambda: beat(log, "E1", 13),
         ahead=2,
     )

@@ -13,14 +13,21 @@ import pytest
 from pydantic import BaseModel
 
 from featurestream.errors import RecordError
-from featurestream.manifest import End, Lease, Manifest, PassRecord, RetentionWarning
+from featurestream.manifest import End, Lease, Manifest, PassRecord, Request, RetentionWarning
 from featurestream.record import ITEM_BYTES, MAX_AXES, MAX_NUMBER, MissingSample
 from featurestream.testing import make_record, open_value, seal
 from featurestream.wire import HEADER_KEYS, MUST_UNDERSTAND, PAD, decode, encode
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 GOLDEN = SCHEMAS / "golden" / "feature-record-v1"
-MODELS = {"manifest": Manifest, "pass": PassRecord, "lease": Lease, "end": End, "warning": RetentionWarning}
+MODELS = {
+    "manifest": Manifest,
+    "pass": PassRecord,
+    "lease": Lease,
+    "end": End,
+    "warning": RetentionWarning,
+    "request": Request,
+}
 
 
 def schema(name: str) -> dict[str, Any]:
