@@ -169,8 +169,8 @@ def produce(  # noqa: PLR0917 - Typer passes every option by its name
         bool,
         typer.Option(
             "--plan",
-            help="Print bytes, records, disk and speed, refuse what cannot work, and end: nothing is read "
-            "or published.",
+            help="Refuse what cannot work, measure a few batches, print bytes, records, disk, speed and from when on "
+            "the stream pays, and end: nothing is published.",
         ),
     ] = False,
     bootstrap_servers: options.BootstrapServers = None,
