@@ -134,6 +134,7 @@ class StreamReport:
             ],
             "pass_batches": self.manifest.layout.pass_batches,
             "pass_records": [done.model_dump(mode="json") for _, done in sorted(facts.passes.items())],
+            "retention_warnings": [warning.model_dump(mode="json") for warning in facts.retention_warnings.values()],
             "lease": None if facts.lease is None else facts.lease.model_dump(mode="json"),
             "end": None if facts.end is None else facts.end.model_dump(mode="json"),
             "manifest": self.manifest.model_dump(mode="json"),
@@ -377,6 +378,7 @@ def _facts_of(report: StreamReport) -> list[tuple[str, str]]:
         ("passes", f"{len(facts.passes)} {asked} done{', complete' if facts.end else ''}"),
         ("producer", report.producer + who),
     ]  # fmt: skip
+    pairs += [("warning", f"{warning.at}: {warning.text}") for warning in facts.retention_warnings.values()]
     if report.first_ms is None:
         return [*pairs, ("on the log", "nothing yet")]
     held = report.next_batch - report.first_batch

@@ -1,8 +1,8 @@
 """What `<stream>.manifest` holds: the manifest, a record a finished pass, the producer's lease and the end.
 
 The topic is compacted; its values are JSON, one object each; its keys are ``manifest``, ``pass/<n>``, ``producer``,
-``end`` and ``warning/<reader>``; on the stream of another one's requests also ``request/<id>``. The JSON Schemas are in
-``schemas/``.
+``end`` and ``retention/<reader>``; on the stream of another one's requests also ``request/<id>``. The JSON Schemas are
+in ``schemas/``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MANIFEST_KEY: Final = "manifest"
 LEASE_KEY: Final = "producer"
 END_KEY: Final = "end"
 PASS_PREFIX: Final = "pass/"
-WARNING_PREFIX: Final = "warning/"
+RETENTION_PREFIX: Final = "retention/"
 REQUEST_PREFIX: Final = "request/"
 
 M = TypeVar("M", bound=BaseModel)

@@ -15,7 +15,7 @@ from featurestream.manifest import (
     MANIFEST_KEY,
     PASS_PREFIX,
     REQUEST_PREFIX,
-    WARNING_PREFIX,
+    RETENTION_PREFIX,
     End,
     Lease,
     Manifest,
@@ -42,7 +42,7 @@ class StreamFacts:
     lease: Lease | None = None
     lease_stamp_ms: int = 0  # when the lease's last heartbeat was appended, by the log's clock
     end: End | None = None
-    warnings: dict[str, RetentionWarning] = field(default_factory=dict)  # the last one of each reader
+    retention_warnings: dict[str, RetentionWarning] = field(default_factory=dict)  # the last one of each reader
     requests: dict[str, Request] = field(default_factory=dict)  # by their ids, in the order in which they came
 
     def apply(self, record: LogRecord) -> None:
@@ -60,9 +60,9 @@ class StreamFacts:
             elif key.startswith(PASS_PREFIX) and value is not None:
                 done = from_json(PassRecord, value)
                 self.passes[done.number] = done
-            elif key.startswith(WARNING_PREFIX) and value is not None:
+            elif key.startswith(RETENTION_PREFIX) and value is not None:
                 warning = from_json(RetentionWarning, value)
-                self.warnings[warning.reader] = warning
+                self.retention_warnings[warning.reader] = warning
             elif key.startswith(REQUEST_PREFIX) and value is not None:
                 self.requests[key.removeprefix(REQUEST_PREFIX)] = from_json(Request, value)
             # Other keys are a later version's: unknown facts change none of the known ones.
@@ -115,9 +115,9 @@ class ManifestTopic:
         """Publish the producer's lease, or its next heartbeat."""
         self._write(LEASE_KEY, lease)
 
-    def write_warning(self, warning: RetentionWarning) -> None:
+    def write_retention_warning(self, warning: RetentionWarning) -> None:
         """Publish the last warning about a reader."""
-        self._write(f"{WARNING_PREFIX}{warning.reader}", warning)
+        self._write(f"{RETENTION_PREFIX}{warning.reader}", warning)
 
     def write_request(self, name: str, request: Request) -> None:
         """Publish a request under an id of its own, which nobody writes twice: its place in the topic is its turn."""

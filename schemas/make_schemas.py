@@ -16,7 +16,7 @@ MODELS = {
     "pass": PassRecord,
     "lease": Lease,
     "end": End,
-    "warning": RetentionWarning,
+    "retention": RetentionWarning,
     "request": Request,
 }
 

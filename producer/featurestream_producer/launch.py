@@ -22,7 +22,7 @@ import torch
 
 from featurestream.errors import FeatureStreamError, InternalError, OutsideError, UsageError
 from featurestream.ports import Log
-from featurestream_producer.gate import Gate
+from featurestream_producer.bound import PaceBound
 from featurestream_producer.interrupts import interrupt_blocked
 from featurestream_producer.requests import RequestServer, Served, Unserved
 from featurestream_producer.taps import TapReader
@@ -78,7 +78,7 @@ class HereCrew:
         self._job, self._log, self._make_reader = job, log, make_reader
         self._events: queue.Queue[Event] = queue.Queue()
         self._stop = threading.Event()
-        self._gate = job.gate()
+        self._pace = job.pace_bound()
         self._thread = threading.Thread(target=self._run, name=f"worker {job.device}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -105,11 +105,11 @@ class HereCrew:
 
     def allow(self, below: int | None) -> None:
         """Let the worker publish the batches below ``below``."""
-        self._gate.allow(below)
+        self._pace.allow(below)
 
     def _run(self) -> None:
         self._events.put(
-            _run_job(self._job, self._log, self._make_reader, self._events.put, self._stop, gate=self._gate)
+            _run_job(self._job, self._log, self._make_reader, self._events.put, self._stop, pace=self._pace)
         )
 
 
@@ -174,9 +174,9 @@ class ProcessCrew:
 
     def allow(self, below: int | None) -> None:
         """Let the workers publish the batches below ``below``."""
-        self._tell(below)
+        self._tell(("pace", below))
 
-    def _tell(self, message: str | int | None) -> None:
+    def _tell(self, message: str | tuple[str, int | None]) -> None:
         for index in self._open:
             try:
                 self._pipes[index].send(message)
@@ -212,17 +212,17 @@ def _process_main(payload: bytes, pipe: Connection, threads: int) -> None:
     torch.set_num_threads(threads)
     # Ctrl-C is blocked from the start. SIGTERM may come to all of a service's processes: the first one tells the rest.
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
-    stop, gate = threading.Event(), Gate(below=0)
+    stop, pace = threading.Event(), PaceBound(below=0)
     lock = threading.Lock()  # the sender's thread and this one report
 
     def listen() -> None:
         try:
             while True:
-                message: str | int | None = pipe.recv()
-                if isinstance(message, str):
+                message: str | tuple[str, int | None] = pipe.recv()
+                if message == "stop":
                     stop.set()
-                else:
-                    gate.allow(message)
+                elif isinstance(message, tuple):
+                    pace.allow(message[1])
         except (EOFError, OSError):
             os._exit(1)  # the process that started this one is gone, and with it the stream's lease
 
@@ -232,11 +232,17 @@ def _process_main(payload: bytes, pipe: Connection, threads: int) -> None:
 
     threading.Thread(target=listen, name="listener", daemon=True).start()
     job, log, make_reader = pickle.loads(payload)  # noqa: S301 - from our own process, through our own pipe
-    report(_run_job(job, log, make_reader, report, stop, gate=gate if job.paced else job.gate()))
+    report(_run_job(job, log, make_reader, report, stop, pace=pace if job.paced else job.pace_bound()))
 
 
 def _run_job(
-    job: Job, log: Log, make_reader: MakeReader, report: Callable[[Event], None], stop: threading.Event, *, gate: Gate
+    job: Job,
+    log: Log,
+    make_reader: MakeReader,
+    report: Callable[[Event], None],
+    stop: threading.Event,
+    *,
+    pace: PaceBound,
 ) -> Done | Failed:
     """Do a job from its connection on; return how it ended."""
     try:
@@ -245,9 +251,9 @@ def _run_job(
             sink = log.sink()
             stack.callback(sink.close)
             if job.index:
-                return Done(job.index, work(job, reader, sink, report, stop, gate=gate))
+                return Done(job.index, work(job, reader, sink, report, stop, pace=pace))
             server = stack.enter_context(RequestServer(job, log, report))
-            stages = work(job, reader, sink, report, stop, gate=gate, between=lambda: server.serve(reader, stop))
+            stages = work(job, reader, sink, report, stop, pace=pace, between=lambda: server.serve(reader, stop))
             server.finish(reader, stop)
             return Done(job.index, stages)
     except FeatureStreamError as error:

@@ -353,7 +353,7 @@ class _Run:
         for warning in pacing.pacer.warnings():
             pacing.say(f"{WARNING}{warning.text}")
             self._warnings.append(warning.text)
-            self._topic.write_warning(warning)
+            self._topic.write_retention_warning(warning)
 
     def _record(self, manifest: Manifest, finished: list[FinishedPass], say: Say) -> None:
         for done in finished:
@@ -415,7 +415,7 @@ class _Run:
 
 
 class _Pacing:
-    """What one run's loop does with the pacer's verdicts: the workers' gates, and what people see."""
+    """What one run's loop does with the pacer's verdicts: the workers' bounds, and what people see."""
 
     def __init__(self, pacer: Pacer, crew: Crew, say: Say, shown: Progress | None) -> None:
         self.next_batch = pacer.next_batch
@@ -423,7 +423,7 @@ class _Pacing:
         self.crew = crew
         self.say = say
         self.shown = shown
-        self._allowed: int | None = 0  # as the gates are closed at first
+        self._allowed: int | None = 0  # as the bounds are at first
         self._waiting_since: float | None = None
         self._said = False
 

@@ -27,8 +27,8 @@ from featurestream.names import record_key, tap_topic
 from featurestream.ports import RecordSink
 from featurestream.record import MissingSample, Record, short_reason
 from featurestream.wire import Encoder, headers_of
+from featurestream_producer.bound import PaceBound
 from featurestream_producer.datasets import ImageDataset
-from featurestream_producer.gate import Gate
 from featurestream_producer.loader import BatchLoader, BatchPlan, LoadedBatch, load_batch
 from featurestream_producer.resume import Tail
 from featurestream_producer.sampling import permutation
@@ -49,7 +49,7 @@ class Job:
         index, workers: worker ``index`` of ``workers`` owns the lanes l with l mod ``workers`` = ``index``.
         device: a torch device.
         loader_workers: processes that load images for it; 0 is a thread of its own.
-        paced: whether it waits at its gate until it is told how far it may go.
+        paced: whether it waits until it is told how far it may go.
     """
 
     manifest: Manifest
@@ -62,9 +62,9 @@ class Job:
     loader_workers: int
     paced: bool = False
 
-    def gate(self) -> Gate:
-        """Return the worker's gate: closed where it is paced, else open."""
-        return Gate(below=0 if self.paced else None)
+    def pace_bound(self) -> PaceBound:
+        """Return how far the worker may go at first: nowhere where it is paced, else to the end."""
+        return PaceBound(below=0 if self.paced else None)
 
     @property
     def lanes(self) -> tuple[int, ...]:
@@ -144,12 +144,12 @@ def work(
     report: Report,
     stop: threading.Event,
     *,
-    gate: Gate,
+    pace: PaceBound,
     between: Callable[[], None] = lambda: None,
 ) -> Stages:
     """Publish what the job says until nothing is left or ``stop`` is set; return where the time went.
 
-    No batch is computed before ``gate`` lets it through; while the worker waits there, what it has sent is durable and
+    No batch is computed before ``pace`` lets it through; while the worker waits there, what it has sent is durable and
     reported, and no time is counted. ``between`` is called between batches, and now and then while the worker waits.
 
     All that was computed is sent and made durable, also when ``stop`` is set, and when the forward or the loader
@@ -171,9 +171,9 @@ def work(
             data_s += got - began
             if loaded is None:
                 break
-            if not gate.is_open(loaded.plan.batch):
+            if not pace.is_open(loaded.plan.batch):
                 sender.settle(loaded.plan.batch)
-                while not stop.is_set() and not gate.wait(loaded.plan.batch, LOOK_S):
+                while not stop.is_set() and not pace.wait(loaded.plan.batch, LOOK_S):
                     between()
                 if stop.is_set():
                     break

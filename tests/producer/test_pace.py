@@ -8,7 +8,7 @@ import pytest
 
 from featurestream.layout import Layout
 from featurestream.reader_lease import LiveReader
-from featurestream_producer.gate import Gate
+from featurestream_producer.bound import PaceBound
 from featurestream_producer.pace import STOP_AFTER_S, Pace, Retention, Risk, Verdict, decide, risk_of
 
 LAYOUT = Layout(samples=40, batch_samples=7, lanes=3)  # 6 batches a pass
@@ -90,21 +90,21 @@ def test_a_tap_that_is_not_the_streams_has_no_retention() -> None:
     assert risk_of(LiveReader("E1", 0, 0, ("other",)), KEPT, next_batch=5, appended_ms={}, now_ms=0) is None
 
 
-def test_a_gate_lets_through_what_lies_below_its_bound() -> None:
-    gate = Gate(below=3)
-    assert (gate.is_open(2), gate.is_open(3)) == (True, False)
-    assert not gate.wait(3, 0.0)
-    gate.allow(None)
-    assert gate.wait(10**9, 0.0)
+def test_a_bound_lets_through_what_lies_below_its_bound() -> None:
+    bound = PaceBound(below=3)
+    assert (bound.is_open(2), bound.is_open(3)) == (True, False)
+    assert not bound.wait(3, 0.0)
+    bound.allow(None)
+    assert bound.wait(10**9, 0.0)
 
 
-def test_a_worker_that_waits_at_a_gate_goes_on_when_it_is_opened() -> None:
-    gate, through = Gate(below=0), threading.Event()
-    waiting = threading.Thread(target=lambda: gate.wait(4, 30.0) and through.set())
+def test_a_worker_that_waits_at_a_bound_goes_on_when_it_is_moved() -> None:
+    bound, through = PaceBound(below=0), threading.Event()
+    waiting = threading.Thread(target=lambda: bound.wait(4, 30.0) and through.set())
     waiting.start()
-    gate.allow(4)
+    bound.allow(4)
     assert not through.is_set()
-    gate.allow(5)
+    bound.allow(5)
     waiting.join(30.0)
     assert through.is_set()
 

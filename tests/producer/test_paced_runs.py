@@ -153,7 +153,7 @@ def test_a_reader_is_warned_about_before_retention_takes_what_it_has_not_read(im
 
     scene, result = play(log, images, two_readers, ahead=1)
     assert scene.shown[-1] == ("waiting for readers (slowest: early at pass 0)", 5 + PASS)
-    warnings = facts_of(log).warnings
+    warnings = facts_of(log).retention_warnings
     assert (warnings["late"].batch, warnings["late"].tap, warnings["late"].by) == (0, "late", "bytes")
     assert warnings["late"].share >= 0.8
     assert warnings["late"].text in result.warnings
@@ -162,4 +162,4 @@ def test_a_reader_is_warned_about_before_retention_takes_what_it_has_not_read(im
 def test_a_reader_with_room_left_is_not_warned_about(images: Path) -> None:
     log = MemoryLog()
     _, result = play(log, images, lambda: beat(log, "E1", 5, needs=0), ahead=1)
-    assert (facts_of(log).warnings, result.warnings) == ({}, ())
+    assert (facts_of(log).retention_warnings, result.warnings) == ({}, ())

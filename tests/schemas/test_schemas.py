@@ -25,7 +25,7 @@ MODELS = {
     "pass": PassRecord,
     "lease": Lease,
     "end": End,
-    "warning": RetentionWarning,
+    "retention": RetentionWarning,
     "request": Request,
 }
 
@@ -169,6 +169,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "since": "2026-01-31T12:00:00Z", "heartbeat": "2026-01-31T12:00:05Z", "released": False,
     },
     "end": {"passes": 2, "batches": 12, "at": "2026-01-31T12:01:00Z"},
+    "retention": {
+        "reader": "E1", "batch": 7, "tap": "avgpool", "share": 0.81, "by": "time", "text": "E1 has not read batch 7",
+        "at": "2026-01-31T12:01:00Z",
+    },
+    "request": {"samples": [3, 1], "host": "node7", "at": "2026-01-31T12:01:00Z"},
 }  # fmt: skip
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 
 
-class Gate:
-    """Lets batches below a bound through. One thread sets the bound, another waits at it."""
+class PaceBound:
+    """Lets batches below it through. One thread sets it, another waits at it."""
 
     def __init__(self, below: int | None = None) -> None:
         self._below = below
