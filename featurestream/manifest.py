@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -159,7 +159,9 @@ class Lease(_Value):
 class Request(_Value):
     """Samples that are wanted next."""
 
-    samples: list[int] = Field(min_length=1, description="their indices in the data set, in the order wanted")
+    samples: list[Annotated[int, Field(ge=0)]] = Field(
+        min_length=1, description="their indices in the data set, in the order wanted"
+    )
     host: str = Field(description="where it was asked")
     at: str = Field(description="ISO 8601 with zone")
 

@@ -84,7 +84,7 @@ class ReaderLease:
 
     def __enter__(self) -> Self:
         self._done.clear()
-        self._beat()
+        self.beat()
         self._thread = threading.Thread(target=self._run, name="reader lease", daemon=True)
         self._thread.start()
         return self
@@ -99,6 +99,17 @@ class ReaderLease:
         if self._held is not None:
             self._commit(self._held, "")
             self._held = None
+
+    def beat(self) -> None:
+        """Renew the lease now."""
+        with self._lock:
+            place = self._where()
+            if place is None or not place.offsets:
+                return
+            before, self._held = self._held, place
+            if before is not None and before.reader != place.reader:
+                self._commit(before, "")  # of many experiments on one reading, the one furthest behind holds it
+            self._commit(place, self._note_of(place))
 
     def nudge(self) -> None:
         """Renew the lease soon where the reader has moved on since the last beat: it is about to wait."""
@@ -117,17 +128,8 @@ class ReaderLease:
             self._wake.clear()
             if self._done.is_set():
                 return
-            self._beat()
+            self.beat()
             self._done.wait(SOON_S)
-
-    def _beat(self) -> None:
-        place = self._where()
-        if place is None or not place.offsets:
-            return
-        before, self._held = self._held, place
-        if before is not None and before.reader != place.reader:
-            self._commit(before, "")  # of many experiments on one reading, the one that is furthest behind holds it
-        self._commit(place, self._note_of(place))
 
     def _note_of(self, place: ReaderPlace) -> str:
         beat_ms = round(self._clock() * 1000)
@@ -136,8 +138,7 @@ class ReaderLease:
 
     def _commit(self, place: ReaderPlace, note: str) -> None:
         try:
-            with self._lock:
-                self._log.commit_positions(reader_group(self._stream, place.reader), place.offsets, note)
+            self._log.commit_positions(reader_group(self._stream, place.reader), place.offsets, note)
         except BrokerError:
             return  # a courtesy: what a reader has read is in its own checkpoint
 

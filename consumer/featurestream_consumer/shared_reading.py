@@ -175,7 +175,7 @@ class SharedReading:
                 hint="it was made anew while this experiment ran; train under another --name",
             )
         self._offsets |= stream.offsets
-        self._lease.nudge()
+        self._lease.beat()
         return stream
 
     def _place(self) -> ReaderPlace | None:

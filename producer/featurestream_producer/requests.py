@@ -12,7 +12,7 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestream.errors import FeatureStreamError, StreamNotFoundError
+from featurestream.errors import FeatureStreamError, RecordError, StreamNotFoundError
 from featurestream.manifest import Manifest, PassRecord, manifest_differences
 from featurestream.manifest_topic import ManifestTopic, StreamFacts
 from featurestream.names import STREAM_NAME, manifest_topic, requests_stream
@@ -141,13 +141,22 @@ class RequestServer:
             high = source.bounds(manifest_topic(self._stream), 0).high
         except StreamNotFoundError:
             return  # nothing was ever requested
-        facts = requests_of(source, self._job.manifest.stream) if high > self._high else None
+        if high <= self._high:
+            return
+        try:
+            facts = requests_of(source, self._job.manifest.stream)
+        except RecordError as error:  # of whoever wrote it: the stream itself goes on
+            self._refuse(str(error))
+            return
         if facts is None or facts.manifest is None:
             return
         manifest = requests_manifest(self._job.manifest)
         if facts.manifest.fingerprint != manifest.fingerprint:
-            self._refused = True
-            self._report(Unserved(_why(facts.manifest, manifest)))
+            self._refuse(_why(facts.manifest, manifest))
+            return
+        count = manifest.data.samples
+        if (greatest := max((max(one.samples) for one in facts.requests.values()), default=0)) >= count:
+            self._refuse(f"sample {greatest} was requested, and there are {count:,}")
             return
         batches = batches_of(facts.requests.values(), manifest.layout)
         if self._wanted is None:
@@ -160,12 +169,18 @@ class RequestServer:
             self._wanted = replace(self._wanted, batches=batches)
         self._high = high
 
+    def _refuse(self, reason: str) -> None:
+        self._refused = True
+        self._report(Unserved(reason))
+
 
 def requests_wait(log: Log, manifest: Manifest) -> bool:
     """Tell whether something is requested of a stream that was not published yet."""
     source = log.source()
     try:
         facts = requests_of(source, manifest.stream)
+    except RecordError:  # said by whoever serves
+        return False
     finally:
         source.close()
     wanted = requests_manifest(manifest)

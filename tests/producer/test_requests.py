@@ -253,3 +253,16 @@ def test_requests_of_an_earlier_stream_of_that_name_are_refused_and_the_stream_g
     log.delete_topics(["toy.manifest", "toy.early", "toy.late"])
     assert produce(config(images, "toy", seed=2), log, say=said.append).finished
     assert any("requests are not served" in line and "seed" in line for line in said)
+
+
+@pytest.mark.parametrize("value", [b"nothing", b'{"samples": [40], "host": "h", "at": "now"}'])
+def test_a_request_that_is_none_leaves_the_stream_alone_and_is_told_of(images: Path, value: bytes) -> None:
+    """40 samples: there is no sample 40. Others than featurectl may write to the topic."""
+    log, said = MemoryLog(), list[str]()
+    produce(config(images, "toy", passes=1), log, say=lambda _: None)
+    wanted = ask(log, "one", [3])
+    sink = log.sink()
+    sink.append("toy-requests.manifest", 0, key=b"request/two", value=value)
+    assert produce(config(images, "toy", passes=2), log, say=said.append).finished
+    assert any(line.startswith("warning: requests are not served: ") for line in said)
+    assert contents(log, wanted)["late", 0] == []
