@@ -82,8 +82,8 @@ def produce(  # noqa: PLR0917 - Typer passes every option by its name
         str | None,
         typer.Option(
             metavar="N",
-            help="Visits of every sample, in all: a larger number later extends the stream. endless publishes until "
-            "Ctrl-C. Default: 1, or what the stream has.",
+            help="Visits of every sample, in all: a larger number later extends the stream. endless goes on until "
+            "Ctrl-C, while somebody reads (--idle). Default: 1, or what the stream has.",
             rich_help_panel=STREAM,
         ),
     ] = None,
