@@ -134,6 +134,7 @@ class StreamReport:
             ],
             "pass_batches": self.manifest.layout.pass_batches,
             "pass_records": [done.model_dump(mode="json") for _, done in sorted(facts.passes.items())],
+            "retention_warnings": [warning.model_dump(mode="json") for warning in facts.retention_warnings.values()],
             "lease": None if facts.lease is None else facts.lease.model_dump(mode="json"),
             "leases": [lease.model_dump(mode="json") for _, lease in sorted(facts.leases.items())],
             "end": None if facts.end is None else facts.end.model_dump(mode="json"),
@@ -172,7 +173,7 @@ def report_stream(source: RecordSource, stream: str, committed: Committed, *, no
         lanes.next_missing(),
         min(stamps, default=None),
         max(stamps, default=None),
-        _producer_state(facts, now_ms=now_ms),
+        producer_state(facts, now_ms=now_ms),
         tuple(_readers(snapshot, stream, topics, committed)),
     )
 
@@ -240,7 +241,7 @@ def _envelope(record: LogRecord) -> int:
     return len(value) + len(record.key or b"") + headers - features
 
 
-def _producer_state(facts: StreamFacts, *, now_ms: int) -> str:
+def producer_state(facts: StreamFacts, *, now_ms: int) -> str:
     """Return what the leases say of the producer; of several ranks, the best that any of them is."""
     states = {lease_state(lease, facts.lease_stamps_ms[rank], now_ms=now_ms) for rank, lease in facts.leases.items()}
     return next((state for state in ("live", "lost", "ended") if state in states), "none")
@@ -388,6 +389,7 @@ def _facts_of(report: StreamReport) -> list[tuple[str, str]]:
         ("producer", report.producer + (f" ({producers[0][1]})" if len(producers) == 1 else "")),
         *(producers if len(producers) > 1 else []),
     ]  # fmt: skip
+    pairs += [("warning", f"{warning.at}: {warning.text}") for warning in facts.retention_warnings.values()]
     if report.first_ms is None:
         return [*pairs, ("on the log", "nothing yet")]
     held = report.next_batch - report.first_batch

@@ -1,14 +1,15 @@
 """What `<stream>.manifest` holds: the manifest, a record a finished pass, the producer's lease and the end.
 
 The topic is compacted; its values are JSON, one object each; its keys are ``manifest``, ``pass/<n>``, ``producer``
-(``producer/<rank>`` of further ranks), ``share/<n>/<rank>`` and ``end``. The JSON Schemas are in ``schemas/``.
+(``producer/<rank>`` of further ranks), ``share/<n>/<rank>``, ``end`` and ``retention/<reader>``; on the stream of
+another one's requests also ``request/<id>``. The JSON Schemas are in ``schemas/``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,6 +21,8 @@ MANIFEST_KEY: Final = "manifest"
 LEASE_KEY: Final = "producer"
 END_KEY: Final = "end"
 PASS_PREFIX: Final = "pass/"
+RETENTION_PREFIX: Final = "retention/"
+REQUEST_PREFIX: Final = "request/"
 SHARE_PREFIX: Final = "share/"
 
 M = TypeVar("M", bound=BaseModel)
@@ -83,6 +86,9 @@ class Manifest(_Value):
     format: Literal[1] = 1
     stream: str = Field(description="the stream's name")
     fingerprint: str = Field(default="", description="32 hexadecimal digits; see fingerprint_of")
+    kind: Literal["request"] | None = Field(
+        default=None, description="request: what is requested of the stream whose name comes before -requests"
+    )
     data: DataFacts
     decoder: str | None = Field(
         default=None, description="what decodes JPEG files, where it is not Pillow: decoders may differ in the last bit"
@@ -103,8 +109,9 @@ class Manifest(_Value):
 
     @property
     def layout(self) -> Layout:
-        """The stream's arithmetic."""
-        return Layout(self.data.samples, self.batch_samples, self.lanes, self.views)
+        """The stream's arithmetic. Requests are as many as are wanted: each batch of them is a pass of its own."""
+        samples = self.data.samples if self.kind is None else self.batch_samples
+        return Layout(samples, self.batch_samples, self.lanes, self.views)
 
     @property
     def total_batches(self) -> int | None:
@@ -128,6 +135,7 @@ class PassRecord(_Value):
     """One finished pass."""
 
     number: int = Field(ge=0)
+    kind: Literal["request"] | None = Field(default=None, description="request: a batch that was asked for")
     samples: int = Field(ge=0, description="samples that have rows")
     missing: int = Field(ge=0, description="samples that have none")
     first_batch: int = Field(ge=0)
@@ -178,6 +186,28 @@ class Share(_Value):
     def key(self) -> str:
         """Where the share stands in the topic."""
         return f"{SHARE_PREFIX}{self.number}/{self.rank}"
+
+
+class Request(_Value):
+    """Samples that are wanted next."""
+
+    samples: list[Annotated[int, Field(ge=0)]] = Field(
+        min_length=1, description="their indices in the data set, in the order wanted"
+    )
+    host: str = Field(description="where it was asked")
+    at: str = Field(description="ISO 8601 with zone")
+
+
+class RetentionWarning(_Value):
+    """Retention comes near to what a live reader has not read: the last warning about it."""
+
+    reader: str = Field(description="the experiment, or the name that a reader gave itself")
+    batch: int = Field(ge=0, description="the first batch that it still needs")
+    tap: str = Field(description="the tap where that batch will be deleted first")
+    share: float = Field(ge=0, description="how much of the tap's retention has passed since that batch; 1: it may go")
+    by: Literal["time", "bytes"] = Field(description="which of the two retentions")
+    text: str = Field(description="the warning as it was shown")
+    at: str = Field(description="ISO 8601 with zone")
 
 
 class End(_Value):

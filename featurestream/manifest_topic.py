@@ -14,11 +14,15 @@ from featurestream.manifest import (
     LEASE_KEY,
     MANIFEST_KEY,
     PASS_PREFIX,
+    REQUEST_PREFIX,
+    RETENTION_PREFIX,
     SHARE_PREFIX,
     End,
     Lease,
     Manifest,
     PassRecord,
+    Request,
+    RetentionWarning,
     Share,
     from_json,
     to_json,
@@ -41,6 +45,8 @@ class StreamFacts:
     lease_stamps_ms: dict[int, int] = field(default_factory=dict)  # when the last heartbeats were appended
     shares: dict[str, Share] = field(default_factory=dict)  # by key, of passes that are not finished
     end: End | None = None
+    retention_warnings: dict[str, RetentionWarning] = field(default_factory=dict)  # the last one of each reader
+    requests: dict[str, Request] = field(default_factory=dict)  # by their ids, in the order in which they came
 
     @property
     def lease(self) -> Lease | None:
@@ -65,6 +71,11 @@ class StreamFacts:
             elif key.startswith(PASS_PREFIX) and value is not None:
                 done = from_json(PassRecord, value)
                 self.passes[done.number] = done
+            elif key.startswith(RETENTION_PREFIX) and value is not None:
+                warning = from_json(RetentionWarning, value)
+                self.retention_warnings[warning.reader] = warning
+            elif key.startswith(REQUEST_PREFIX) and value is not None:
+                self.requests[key.removeprefix(REQUEST_PREFIX)] = from_json(Request, value)
             # Other keys are a later version's: unknown facts change none of the known ones.
         except RecordError as error:
             raise error.at(record.topic, record.lane, record.offset) from error
@@ -133,6 +144,14 @@ class ManifestTopic:
     def forget_share(self, share: Share) -> None:
         """Take away a share that is of no more use."""
         self._write(share.key, None)
+
+    def write_retention_warning(self, warning: RetentionWarning) -> None:
+        """Publish the last warning about a reader."""
+        self._write(f"{RETENTION_PREFIX}{warning.reader}", warning)
+
+    def write_request(self, name: str, request: Request) -> None:
+        """Publish a request under an id of its own, which nobody writes twice: its place in the topic is its turn."""
+        self._write(f"{REQUEST_PREFIX}{name}", request)
 
     def write_end(self, end: End | None) -> None:
         """Publish that the stream is complete, or (None) that it no longer is."""

@@ -94,6 +94,12 @@ class Progress:
         if self._line_at is None or self._clock() - self._line_at >= LINE_EVERY_S:
             self._write()
 
+    def note(self, text: str) -> None:
+        """Show a text beside the count until the next :meth:`advance`, on a terminal; elsewhere it would be lines."""
+        if self._bar is not None:
+            self._facts = text
+            self._bar.update(self._task, line=self._line())
+
     def say(self, text: str) -> None:
         """Write a line of its own, above the bar where there is one."""
         if self._bar is not None:

@@ -9,13 +9,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from featurestream.manifest import End, Lease, Manifest, PassRecord, Share
+from featurestream.manifest import End, Lease, Manifest, PassRecord, Request, RetentionWarning, Share
 
-MODELS = {"manifest": Manifest, "pass": PassRecord, "lease": Lease, "share": Share, "end": End}
+MODELS = {
+    "manifest": Manifest,
+    "pass": PassRecord,
+    "share": Share,
+    "lease": Lease,
+    "end": End,
+    "retention": RetentionWarning,
+    "request": Request,
+}
 
 
 def main() -> None:
-    """Write the five files beside this one."""
+    """Write the files beside this one."""
     for name, model in MODELS.items():
         file = f"{name}-v1.schema.json"
         marks = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": file}

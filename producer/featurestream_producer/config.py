@@ -58,6 +58,10 @@ class ProduceConfig(BaseModel):
     retention_bytes: int = Field(
         default=DEFAULT_RETENTION_BYTES, ge=2**20, description="how much is kept of one tap, over all its lanes"
     )
+    ahead: int | None = Field(default=None, ge=1, description="passes at most in front of the slowest reader")
+    idle: Literal["run", "pause", "stop"] | None = Field(
+        default=None, description="what to do while nobody reads; None: pause where the stream is endless, else run"
+    )
     take_over: bool = Field(default=False, description="go ahead although another producer holds the stream")
 
     @field_validator("stream")

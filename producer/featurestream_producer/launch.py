@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -21,8 +22,10 @@ import torch
 
 from featurestream.errors import FeatureStreamError, InternalError, OutsideError, UsageError
 from featurestream.ports import Log
+from featurestream_producer.bound import PaceBound
 from featurestream_producer.distance import Gate
 from featurestream_producer.interrupts import interrupt_blocked
+from featurestream_producer.requests import RequestServer, Served, Unserved
 from featurestream_producer.taps import TapReader
 from featurestream_producer.worker import Done, Durable, Job, Sent, work
 
@@ -37,7 +40,7 @@ class Failed:
     error: BaseException
 
 
-Event = Sent | Durable | Done | Failed
+Event = Sent | Durable | Served | Unserved | Done | Failed
 MakeReader = Callable[[Job], TapReader]
 
 
@@ -59,6 +62,9 @@ class Crew(Protocol):
     def open_to(self, limit: int) -> None:
         """Let all workers compute the batches below ``limit``; what has been allowed once stays so."""
 
+    def allow(self, below: int | None) -> None:
+        """Let workers whose job is ``paced`` publish the batches below ``below``, None: all."""
+
 
 def start(jobs: Sequence[Job], log: Log, make_reader: MakeReader) -> Crew:
     """Return the workers of ``jobs``, to be started by entering the crew.
@@ -76,6 +82,13 @@ class _Limit:
     below: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """What a worker's process is told: readers let it go as far as the batches below; None: to the end."""
+
+    below: int | None
+
+
 class HereCrew:
     """One worker in a thread of this process."""
 
@@ -84,6 +97,7 @@ class HereCrew:
         self._events: queue.Queue[Event] = queue.Queue()
         self._stop = threading.Event()
         self._gate = Gate(job.limit)
+        self._pace = job.pace_bound()
         self._thread = threading.Thread(target=self._run, name=f"worker {job.device}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -112,8 +126,13 @@ class HereCrew:
         """Let the worker compute the batches below ``limit``."""
         self._gate.open_to(limit)
 
+    def allow(self, below: int | None) -> None:
+        """Let the worker publish the batches below ``below``."""
+        self._pace.allow(below)
+
     def _run(self) -> None:
-        done = _run_job(self._job, self._log, self._make_reader, self._events.put, self._stop, gate=self._gate)
+        report = self._events.put
+        done = _run_job(self._job, self._log, self._make_reader, report, self._stop, gate=self._gate, pace=self._pace)
         self._events.put(done)
 
 
@@ -184,7 +203,11 @@ class ProcessCrew:
             self._limit = limit
             self._tell(_Limit(limit))
 
-    def _tell(self, message: str | _Limit) -> None:
+    def allow(self, below: int | None) -> None:
+        """Let the workers publish the batches below ``below``."""
+        self._tell(_Pace(below))
+
+    def _tell(self, message: str | _Limit | _Pace) -> None:
         for index in self._open:
             try:
                 self._pipes[index].send(message)
@@ -220,7 +243,7 @@ def _process_main(payload: bytes, pipe: Connection, threads: int) -> None:
     torch.set_num_threads(threads)
     # Ctrl-C is blocked from the start. SIGTERM may come to all of a service's processes: the first one tells the rest.
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
-    stop = threading.Event()
+    stop, pace = threading.Event(), PaceBound(below=0)
     lock = threading.Lock()  # the sender's thread and this one report
     gate = Gate(0)
 
@@ -230,6 +253,8 @@ def _process_main(payload: bytes, pipe: Connection, threads: int) -> None:
                 match pipe.recv():
                     case _Limit(below):
                         gate.open_to(below)
+                    case _Pace(below):
+                        pace.allow(below)
                     case "stop":
                         stop.set()
         except (EOFError, OSError):
@@ -242,20 +267,34 @@ def _process_main(payload: bytes, pipe: Connection, threads: int) -> None:
     threading.Thread(target=listen, name="listener", daemon=True).start()
     job, log, make_reader = pickle.loads(payload)  # noqa: S301 - from our own process, through our own pipe
     gate.open_to(job.limit)
-    report(_run_job(job, log, make_reader, report, stop, gate=gate))
+    pace = pace if job.paced else job.pace_bound()
+    report(_run_job(job, log, make_reader, report, stop, gate=gate, pace=pace))
 
 
 def _run_job(
-    job: Job, log: Log, make_reader: MakeReader, report: Callable[[Event], None], stop: threading.Event, *, gate: Gate
+    job: Job,
+    log: Log,
+    make_reader: MakeReader,
+    report: Callable[[Event], None],
+    stop: threading.Event,
+    *,
+    gate: Gate,
+    pace: PaceBound,
 ) -> Done | Failed:
     """Do a job from its connection on; return how it ended."""
     try:
         reader = make_reader(job)
-        sink = log.sink()
-        try:
-            return Done(job.index, work(job, reader, sink, report, stop, gate=gate))
-        finally:
-            sink.close()
+        with ExitStack() as stack:
+            sink = log.sink()
+            stack.callback(sink.close)
+            if job.index:
+                return Done(job.index, work(job, reader, sink, report, stop, gate=gate, pace=pace))
+            server = stack.enter_context(RequestServer(job, log, report))
+            stages = work(
+                job, reader, sink, report, stop, gate=gate, pace=pace, between=lambda: server.serve(reader, stop)
+            )
+            server.finish(reader, stop)
+            return Done(job.index, stages)
     except FeatureStreamError as error:
         return Failed(job.index, error)
     except BaseException as error:  # noqa: BLE001 - whatever it is must reach the process that reports it

@@ -41,6 +41,8 @@ from featurestream_producer.interrupts import stop_on_signals
 from featurestream_producer.launch import END_S, Crew, Failed, start
 from featurestream_producer.lease import HeldLease
 from featurestream_producer.ledger import Ledger
+from featurestream_producer.pace import Pace
+from featurestream_producer.pacer import Pacer
 from featurestream_producer.pass_records import PassRecorder
 from featurestream_producer.plan import duration_text, size_text
 from featurestream_producer.prepare import (
@@ -53,9 +55,11 @@ from featurestream_producer.prepare import (
     version_warnings,
 )
 from featurestream_producer.ranks import Rank
+from featurestream_producer.requests import RequestServer, Served, Unserved, requests_wait
 from featurestream_producer.resume import PassSoFar, Tail, find_tail, fresh_tail, passes_so_far
 from featurestream_producer.worker import Done, Durable, Job, Sent, Stages
 
+WAIT_LINE_S: Final = 5.0  # how long a producer waits for readers before a line says so
 TICK_S: Final = 0.2  # how soon Ctrl-C and a lost lease are noticed
 CREATE_LOOK_S: Final = 0.5  # how soon a rank notices that the stream was created
 SHOWN_MISSING: Final = 3
@@ -83,6 +87,9 @@ class Result:
         stages: where the devices' threads spent it, in seconds, a mean over the workers.
         finished: a finite stream is complete now.
         interrupted: a signal ended the run; the stream can be gone on with.
+        waited_s: seconds in which it waited for readers.
+        unread: nobody read, and so the run ended (``idle`` stop).
+        warnings: of retention that came near to what a reader has not read.
     """
 
     stream: str
@@ -97,6 +104,9 @@ class Result:
     stages: Stages
     finished: bool
     interrupted: bool
+    waited_s: float = 0.0
+    unread: bool = False
+    warnings: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """Return the result as one JSON object."""
@@ -141,7 +151,11 @@ def publish(prepared: Prepared, log: Log, *, say: Say, progress: ShowProgress | 
     stream = prepared.config.stream
     with ManifestTopic(log, stream) as topic:
         existing = _facts(log, topic, prepared)
-        if existing.manifest is not None and _is_finished(existing, _agreed(existing.manifest, prepared, log, say)):
+        if (
+            existing.manifest is not None
+            and _is_finished(existing, _agreed(existing.manifest, prepared, log, say))
+            and not requests_wait(log, existing.manifest)
+        ):
             say(f'stream "{stream}" is finished: {_passes(existing.manifest)}, {_batches(existing.manifest)}')
             return _nothing_done(existing.manifest)
         weights = prepared.backbone.weights
@@ -200,6 +214,8 @@ class _Run:
         self._lease = lease
         self._say = say
         self._stop = threading.Event()
+        self._unread = False
+        self._warnings: list[str] = []
 
     def publish(self, progress: ShowProgress | None) -> Result:
         """Publish what is left, from what the manifest's topic says now."""
@@ -272,6 +288,10 @@ class _Run:
             self._topic.write_end(None)
         self._say(f'stream "{manifest.stream}" now has {_passes(manifest)}')
 
+    def _pace(self, manifest: Manifest) -> Pace:
+        config = self._prepared.config
+        return Pace(config.ahead, config.idle or ("pause" if manifest.passes is None else "run"))
+
     def _jobs(self, manifest: Manifest, tail: Tail) -> list[Job]:
         prepared = self._prepared
         devices, rank = prepared.devices, prepared.rank
@@ -287,6 +307,7 @@ class _Run:
                 loader_workers=loader_workers(device, len(devices) * rank.local_size, os.cpu_count() or 1)
                 if prepared.config.workers is None
                 else prepared.config.workers,
+                paced=not self._pace(manifest).free,
             )
             for place, device in enumerate(devices)
         ]
@@ -306,7 +327,8 @@ class _Run:
         recorder.record(ledger.finished(), self._say)
         left = None if manifest.passes is None else _images_left(manifest, tail)
         if left == 0:
-            return self._result(manifest, ledger, recorder, Stages(), 0.0)
+            self._serve_requests(jobs[0])
+            return self._result(manifest, ledger, recorder, Stages())
         if tail.untouched:
             at = tail.first_lacking
             self._say(f'stream "{manifest.stream}" goes on at batch {at} (pass {manifest.layout.pass_of(at)})')
@@ -318,12 +340,13 @@ class _Run:
                     jobs = [replace(job, limit=distance.limit) for job in jobs]
                 make_reader = ReaderMaker(self._prepared.config) if len(jobs) > 1 else self._own_reader
                 stack.enter_context(stop_on_signals(self._stop))
+                pacer = stack.enter_context(self._pacer(manifest, tail))
                 crew = stack.enter_context(start(jobs, self._log, make_reader))
                 shown = None if progress is None else stack.enter_context(progress(self._title, left, "img"))
-                say = self._say if shown is None else shown.say
-                stack.enter_context(ContactWatch(lambda: self._lease.silent_s, say))
+                pacing = _Pacing(pacer, crew, self._say if shown is None else shown.say, shown)
+                stack.enter_context(ContactWatch(lambda: self._lease.silent_s, pacing.say))
                 stages = self._listen(
-                    manifest, crew, jobs, ledger=ledger, recorder=recorder, distance=distance, shown=shown
+                    manifest, jobs, ledger=ledger, recorder=recorder, distance=distance, pacing=pacing
                 )
         except BrokerError as error:
             raise BrokerError(
@@ -332,8 +355,8 @@ class _Run:
                 "later ones: the same command goes on where the stream ends",
                 **error.facts,
             ) from error
-        seconds = time.perf_counter() - began
-        return self._result(manifest, ledger, recorder, stages, seconds)
+        seconds = time.perf_counter() - began - pacer.waited_s
+        return self._result(manifest, ledger, recorder, stages, seconds=seconds, waited_s=pacer.waited_s)
 
     def _distance(
         self, manifest: Manifest, finished_passes: int, jobs: Sequence[Job], stack: ExitStack
@@ -362,21 +385,35 @@ class _Run:
         rank = self._prepared.rank
         return "" if rank.alone else f" in the lanes of {rank}"
 
+    def _serve_requests(self, job: Job) -> None:
+        """Publish what is requested of a stream that has nothing left to publish."""
+        if job.index:  # another rank serves
+            return
+        alone = len(self._prepared.devices) == 1
+        reader = self._own_reader(job) if alone else ReaderMaker(self._prepared.config)(job)
+        with RequestServer(job, self._log, lambda event: self._say(_request_line(event))) as server:
+            server.finish(reader, self._stop)
+
+    def _pacer(self, manifest: Manifest, tail: Tail) -> Pacer:
+        plan, layout = self._prepared.plan(manifest), manifest.layout
+        sizes = {tap.name: plan.tap_pass_bytes(tap) / layout.pass_batches for tap in plan.taps}
+        return Pacer(self._pace(manifest), manifest, self._log, batch_bytes=sizes, next_batch=tail.untouched)
+
     def _own_reader(self, _job: Job) -> Any:
         return self._prepared.reader
 
     def _listen(
         self,
         manifest: Manifest,
-        crew: Crew,
         jobs: list[Job],
         *,
         ledger: Ledger,
         recorder: PassRecorder,
         distance: Distance | None,
-        shown: Progress | None,
+        pacing: _Pacing,
     ) -> Stages:
         """Keep the accounts until every worker has ended; raise what the first one failed with."""
+        crew, shown = pacing.crew, pacing.shown
         running = {job.index for job in jobs}
         stages: list[Stages] = []
         failure: BaseException | None = None
@@ -387,19 +424,21 @@ class _Run:
             event = crew.next_event(TICK_S)
             if failure is None:
                 self._lease.check()
-            if self._stop.is_set():
-                crew.stop()
+                self._steer(pacing)
             match event:
                 case Sent():
                     if distance is not None:
                         distance.sent(event.worker)
+                    pacing.next_batch = max(pacing.next_batch, event.batch + 1)
                     ledger.sent(event.batch, rows=event.rows, size=event.size, missing=event.missing, at_ms=event.at_ms)
                     if shown is not None:
                         speed = ledger.bytes / max(time.perf_counter() - began, 1e-9)
                         images = event.rows + len(event.missing) * manifest.views
                         shown.advance(images, rate=f"{size_text(speed)}/s")
                 case Durable():
-                    recorder.record(ledger.is_durable(event.worker, event.below), say)
+                    recorder.record(ledger.is_durable(event.worker, event.below), pacing.say)
+                case Served() | Unserved():
+                    pacing.say(_request_line(event))
                 case Done():
                     running.discard(event.worker)
                     stages.append(event.stages)
@@ -414,6 +453,7 @@ class _Run:
                 self._tell_overdue(distance, say)
         if failure is not None:
             raise failure
+        self._warn(pacing)
         return _mean(stages)
 
     def _tell_overdue(self, distance: Distance, say: Say) -> None:
@@ -425,8 +465,29 @@ class _Run:
                 "ended, its command goes on where they end"
             )
 
+    def _steer(self, pacing: _Pacing) -> None:
+        """Ask the workers to end, or tell them how far readers let them go."""
+        if self._stop.is_set():
+            pacing.crew.stop()
+        else:
+            self._unread = pacing.step() or self._unread
+            self._warn(pacing)
+
+    def _warn(self, pacing: _Pacing) -> None:
+        for warning in pacing.pacer.warnings():
+            pacing.say(f"{WARNING}{warning.text}")
+            self._warnings.append(warning.text)
+            self._topic.write_retention_warning(warning)
+
     def _result(
-        self, manifest: Manifest, ledger: Ledger, recorder: PassRecorder, stages: Stages, seconds: float
+        self,
+        manifest: Manifest,
+        ledger: Ledger,
+        recorder: PassRecorder,
+        stages: Stages,
+        *,
+        seconds: float = 0.0,
+        waited_s: float = 0.0,
     ) -> Result:
         """Return what was done, and say it; write that the stream is complete where it is."""
         total, rank = manifest.total_batches, self._prepared.rank
@@ -446,18 +507,58 @@ class _Run:
             stages=stages,
             finished=finished,
             interrupted=self._stop.is_set() and not done,
+            waited_s=waited_s,
+            unread=self._unread and not done,
+            warnings=tuple(self._warnings),
         )
         self._say(_summary(result))
         if missing:
             self._say(_missing_line(missing))
         if done and not finished:
             self._say(f"{rank} has published its lanes; the stream is complete when the other ranks have")
-        if result.interrupted:
+        if result.interrupted or result.unread:
             self._say(
-                f'stopped: everything that was sent is safe; the same command goes on with stream "{manifest.stream}" '
-                f"at batch {ledger.safe_below}{self._where}"
+                f"{'nobody reads' if result.unread else 'stopped'}: everything that was sent is safe; the same command "
+                f'goes on with stream "{manifest.stream}" at batch {ledger.safe_below}{self._where}'
             )
         return result
+
+
+class _Pacing:
+    """What one run's loop does with the pacer's verdicts: the workers' bounds, and what people see."""
+
+    def __init__(self, pacer: Pacer, crew: Crew, say: Say, shown: Progress | None) -> None:
+        self.next_batch = pacer.next_batch
+        self.pacer = pacer
+        self.crew = crew
+        self.say = say
+        self.shown = shown
+        self._allowed: int | None = 0  # as the bounds are at first
+        self._waiting_since: float | None = None
+        self._said = False
+
+    def step(self) -> bool:
+        """Pass on how far the workers may go; tell whether the run is to end because nobody reads."""
+        if self.pacer.pace.free:
+            return False
+        verdict = self.pacer.verdict(self.next_batch)
+        if verdict.below != self._allowed:
+            self._allowed = verdict.below
+            self.crew.allow(verdict.below)
+        if verdict.action == "go":
+            self._waiting_since, self._said = None, False
+            return False
+        if verdict.action == "stop":
+            self.crew.stop()
+            return True
+        now = time.monotonic()
+        self._waiting_since = self._waiting_since or now
+        if self.shown is not None:
+            self.shown.note(verdict.text)
+        if not self._said and now - self._waiting_since >= WAIT_LINE_S:
+            self.say(f"{verdict.text}; Ctrl-C ends it, --idle run and a larger --ahead go on without")
+            self._said = True
+        return False
 
 
 def _is_finished(facts: StreamFacts, manifest: Manifest) -> bool:
@@ -506,6 +607,7 @@ def _summary(result: Result) -> str:
         f"in {duration_text(result.seconds)}: {result.images_per_s:,.0f} images/s; the device's time: "
         f"waiting for images {stages.data_s / all_s:.0%}, computing {stages.forward_s / all_s:.0%}, "
         f"waiting for Kafka {stages.send_s / all_s:.0%}{ahead}"
+        + (f"; {duration_text(result.waited_s)} more in which it waited for readers" if result.waited_s else "")
     )
 
 
@@ -514,6 +616,13 @@ def _missing_line(missing: list[MissingSample]) -> str:
     more = f"; and {len(missing) - SHOWN_MISSING} more" if len(missing) > SHOWN_MISSING else ""
     count = "1 image" if len(missing) == 1 else f"{len(missing):,} images"
     return f"{WARNING}{count} could not be decoded, and got no rows: {shown}{more}"
+
+
+def _request_line(event: Served | Unserved) -> str:
+    if isinstance(event, Unserved):
+        return f"{WARNING}requests are not served: {event.reason}"
+    missing = f", {event.missing} without an image that can be decoded" if event.missing else ""
+    return f"requested: {event.rows} rows{missing}, as batch {event.batch} of stream {event.stream}"
 
 
 def _passes(manifest: Manifest) -> str:

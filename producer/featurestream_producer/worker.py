@@ -28,9 +28,10 @@ from featurestream.names import record_key, tap_topic
 from featurestream.ports import RecordSink
 from featurestream.record import MissingSample, Record, short_reason
 from featurestream.wire import Encoder, headers_of
+from featurestream_producer.bound import PaceBound
 from featurestream_producer.datasets import ImageDataset
 from featurestream_producer.distance import Gate
-from featurestream_producer.loader import BatchLoader, BatchPlan, LoadedBatch
+from featurestream_producer.loader import BatchLoader, BatchPlan, LoadedBatch, load_batch
 from featurestream_producer.resume import Tail
 from featurestream_producer.sampling import permutation
 from featurestream_producer.taps import TapReader
@@ -51,6 +52,7 @@ class Job:
         device: a torch device.
         loader_workers: processes that load images for it; 0 is a thread of its own.
         limit: the first batch that it may not compute until it is told that it may; None: there is no limit.
+        paced: whether it waits until it is told how far it may go.
     """
 
     manifest: Manifest
@@ -62,6 +64,11 @@ class Job:
     device: str
     loader_workers: int
     limit: int | None = None
+    paced: bool = False
+
+    def pace_bound(self) -> PaceBound:
+        """Return how far the worker may go at first: nowhere where it is paced, else to the end."""
+        return PaceBound(below=0 if self.paced else None)
 
     @property
     def lanes(self) -> tuple[int, ...]:
@@ -136,10 +143,22 @@ class _Features:
     extracted_ns: int
 
 
-def work(job: Job, reader: TapReader, sink: RecordSink, report: Report, stop: threading.Event, *, gate: Gate) -> Stages:
+def work(
+    job: Job,
+    reader: TapReader,
+    sink: RecordSink,
+    report: Report,
+    stop: threading.Event,
+    *,
+    gate: Gate,
+    pace: PaceBound,
+    between: Callable[[], None] = lambda: None,
+) -> Stages:
     """Publish what the job says until nothing is left or ``stop`` is set; return where the time went.
 
-    A batch is computed when ``gate`` lets it pass.
+    A batch is computed when ``gate`` lets it pass, and not before ``pace`` lets it through; while the worker waits for
+    that, what it has sent is durable and reported, and no time is counted. ``between`` is called between batches, and
+    now and then while the worker waits.
 
     All that was computed is sent and made durable, also when ``stop`` is set, and when the forward or the loader
     fails. Raises what failed first: BrokerError, FeatureRangeError (nothing of that batch was published), UsageError
@@ -160,6 +179,14 @@ def work(job: Job, reader: TapReader, sink: RecordSink, report: Report, stop: th
             data_s += got - began
             if loaded is None:
                 break
+            if not pace.is_open(loaded.plan.batch):
+                sender.settle(loaded.plan.batch)
+                while not stop.is_set() and not pace.wait(loaded.plan.batch, LOOK_S):
+                    between()
+                if stop.is_set():
+                    break
+            between()
+            got = time.perf_counter()
             in_a_row = 0 if len(loaded.present) else in_a_row + len(loaded.missing)
             if in_a_row >= LOST_AFTER:
                 raise _lost(loaded, in_a_row)
@@ -174,6 +201,15 @@ def work(job: Job, reader: TapReader, sink: RecordSink, report: Report, stop: th
             send_s += time.perf_counter() - computed
         sender.finish(stopped=stop.is_set())
     return Stages(data_s, forward_s, send_s, sender.busy_s, ahead_s)
+
+
+def publish_batch(job: Job, reader: TapReader, sink: RecordSink, plan: BatchPlan) -> Sent:
+    """Publish one batch of the job's stream in the calling thread; it is durable when this returns."""
+    loaded = load_batch(job.dataset, job.transform, plan, seed=job.manifest.seed, views=job.manifest.views)
+    features = _Features(loaded, _forward(reader, loaded, job.device), time.time_ns())
+    sent = _Sender(job, sink, lambda _: None).send(features)
+    sink.flush()
+    return sent
 
 
 def _forward(reader: TapReader, loaded: LoadedBatch, device: str) -> dict[str, Tensor]:
@@ -205,6 +241,11 @@ def _lost(loaded: LoadedBatch, in_a_row: int) -> DataError:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Settle:
+    below: int  # all of the worker's batches below this one have been put before
+
+
 class _Sender:
     """The thread that encodes features and appends them, batch after batch.
 
@@ -217,7 +258,7 @@ class _Sender:
         self._job = job
         self._sink = sink
         self._report = report
-        self._queue: queue.Queue[_Features | None] = queue.Queue(QUEUED_BATCHES)
+        self._queue: queue.Queue[_Features | _Settle | None] = queue.Queue(QUEUED_BATCHES)
         self._encoder = Encoder()
         self._error: BaseException | None = None
         self._next = job.durable_below  # the worker's batches below this one have been appended
@@ -236,11 +277,18 @@ class _Sender:
 
     def put(self, features: _Features) -> None:
         """Hand a batch over; blocks while the queue is full. Raises what the sender has failed with."""
+        self._put(features)
+
+    def settle(self, below: int) -> None:
+        """Have everything made durable and reported, now that all of the worker's batches below ``below`` are here."""
+        self._put(_Settle(below))
+
+    def _put(self, item: _Features | _Settle) -> None:
         while True:
             if self._error is not None:
                 raise self._error
             try:
-                return self._queue.put(features, timeout=LOOK_S)
+                return self._queue.put(item, timeout=LOOK_S)
             except queue.Full:
                 continue
 
@@ -265,20 +313,25 @@ class _Sender:
         try:
             number: int | None = None
             while (item := self._queue.get()) is not None:
+                if isinstance(item, _Settle):
+                    self._sink.flush()
+                    self._report(Durable(self._job.index, item.below))
+                    continue
                 began = time.perf_counter()
                 plan = item.loaded.plan
                 if number is not None and plan.pass_number > number:
                     self._sink.flush()
                     self._report(Durable(self._job.index, plan.batch))
                 number = plan.pass_number
-                self._report(self._send(item))
+                self._report(self.send(item))
                 self._next = plan.batch + 1
                 self.busy_s += time.perf_counter() - began
             self._sink.flush()
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that computes
             self._error = error
 
-    def _send(self, item: _Features) -> Sent:
+    def send(self, item: _Features) -> Sent:
+        """Append the records of a batch that are lacking, in the calling thread."""
         manifest, plan = self._job.manifest, item.loaded.plan
         dataset = self._job.dataset
         indices = item.loaded.present

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from featurectl.app import app, run
 from featurestream.errors import BrokerError, GoneError, InternalError, UsageError
 
-COMMANDS = ("demo", "broker", "produce", "layers", "streams", "peek", "train", "probe", "compare", "doctor")
+COMMANDS = ("demo", "broker", "produce", "request", "layers", "streams", "peek", "train", "probe", "compare", "doctor")
 HEAVY = ("torch", "torchvision", "pandas", "numpy", "matplotlib", "confluent_kafka", "pydantic")
 
 

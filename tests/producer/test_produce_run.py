@@ -409,10 +409,12 @@ def test_lanes_are_at_least_as_many_as_devices(images: Path) -> None:
     assert prepare(ProduceConfig(**fields)).manifest.lanes == 6
 
 
-def test_a_plan_measures_the_forward(images: Path) -> None:
+def test_a_plan_measures_the_forward_and_the_loading(images: Path) -> None:
     prepared = prepare(config(images, "toy"))
     speed = measure(prepared)
     assert speed.images_s > 0
+    assert speed.load_images_s is not None
+    assert speed.load_images_s > 0
     assert (speed.device, speed.devices) == ("cpu", 1)
     assert "images/s on cpu (forward only)" in prepared.plan(prepared.manifest, speed).text()
 

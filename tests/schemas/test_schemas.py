@@ -13,14 +13,22 @@ import pytest
 from pydantic import BaseModel
 
 from featurestream.errors import RecordError
-from featurestream.manifest import End, Lease, Manifest, PassRecord, Share
+from featurestream.manifest import End, Lease, Manifest, PassRecord, Request, RetentionWarning, Share
 from featurestream.record import ITEM_BYTES, MAX_AXES, MAX_NUMBER, MissingSample
 from featurestream.testing import make_record, open_value, seal
 from featurestream.wire import HEADER_KEYS, MUST_UNDERSTAND, PAD, decode, encode
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 GOLDEN = SCHEMAS / "golden" / "feature-record-v1"
-MODELS = {"manifest": Manifest, "pass": PassRecord, "lease": Lease, "share": Share, "end": End}
+MODELS = {
+    "manifest": Manifest,
+    "pass": PassRecord,
+    "share": Share,
+    "lease": Lease,
+    "end": End,
+    "retention": RetentionWarning,
+    "request": Request,
+}
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -163,6 +171,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "share": {"number": 0, "rank": 1, "ranks": 2, "missing": 1, "started_at": "2026-01-31T12:00:00Z"},
     "end": {"passes": 2, "batches": 12, "at": "2026-01-31T12:01:00Z"},
+    "retention": {
+        "reader": "E1", "batch": 7, "tap": "avgpool", "share": 0.81, "by": "time", "text": "E1 has not read batch 7",
+        "at": "2026-01-31T12:01:00Z",
+    },
+    "request": {"samples": [3, 1], "host": "node7", "at": "2026-01-31T12:01:00Z"},
 }  # fmt: skip
 
 
