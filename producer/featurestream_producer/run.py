@@ -294,7 +294,8 @@ class _Run:
 
     def _serve_requests(self, job: Job) -> None:
         """Publish what is requested of a stream that has nothing left to publish."""
-        reader = self._own_reader(job) if job.workers == 1 else ReaderMaker(self._prepared.config)(job)
+        alone = len(self._prepared.devices) == 1
+        reader = self._own_reader(job) if alone else ReaderMaker(self._prepared.config)(job)
         with RequestServer(job, self._log, lambda event: self._say(_request_line(event))) as server:
             server.finish(reader, self._stop)
 
@@ -318,11 +319,7 @@ class _Run:
             event = crew.next_event(TICK_S)
             if failure is None:
                 self._lease.check()
-            if self._stop.is_set():
-                crew.stop()
-            elif failure is None:
-                self._unread = pacing.step() or self._unread
-                self._warn(pacing)
+                self._steer(pacing)
             match event:
                 case Sent():
                     pacing.next_batch = max(pacing.next_batch, event.batch + 1)
@@ -348,6 +345,14 @@ class _Run:
             raise failure
         self._warn(pacing)
         return _mean(stages)
+
+    def _steer(self, pacing: _Pacing) -> None:
+        """Ask the workers to end, or tell them how far readers let them go."""
+        if self._stop.is_set():
+            pacing.crew.stop()
+        else:
+            self._unread = pacing.step() or self._unread
+            self._warn(pacing)
 
     def _warn(self, pacing: _Pacing) -> None:
         for warning in pacing.pacer.warnings():
