@@ -10,7 +10,7 @@ import pytest
 
 from featurestream.cluster import Cluster
 from featurestream.kafka import KafkaLog
-from featurestream.manifest import End, Lease, PassRecord
+from featurestream.manifest import End, Lease, PassRecord, RetentionWarning
 from featurestream.manifest_topic import ManifestTopic
 from featurestream.memory import MemoryLog
 from featurestream.names import manifest_topic, reader_group
@@ -92,6 +92,19 @@ def test_the_facts_of_a_finished_stream(cli, log) -> None:
         "readers": [{"experiment": "E1", "lag_batches": 2}, {"experiment": "done", "lag_batches": 0}],
     }
     assert before <= round(time.time() * 1000)
+
+
+def test_a_warning_that_retention_comes_near_to_a_reader_is_shown(cli, log) -> None:
+    publish(log, make_manifest("toy"))
+    warning = RetentionWarning(reader="E1", batch=3, tap="avgpool", share=0.8, by="time", text="E1 is slow", at=AT)
+    with ManifestTopic(log, "toy") as topic:
+        topic.write_retention_warning(warning.model_copy(update={"text": "the one before"}))
+        topic.write_retention_warning(warning)
+    [facts] = cli("streams", "toy", "--json").rows
+    assert facts["retention_warnings"] == [warning.model_dump(mode="json")]
+    assert next(line for line in cli("streams", "toy").out.splitlines() if "warning" in line).endswith(
+        f"{AT}: E1 is slow"
+    )
 
 
 def test_one_stream_is_shown_with_its_manifest_taps_and_passes(cli, log) -> None:
