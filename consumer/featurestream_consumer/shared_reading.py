@@ -450,7 +450,10 @@ class SharedReading:
         except BrokerError as error:
             # The position on the broker is for lag tools alone: the truth is in the checkpoint that was just written.
             if not self._commit_failed:
-                self.say(f"the broker did not take the position ({error.message}): lag tools will not see this reader")
+                self.say(
+                    f"the broker did not take the position ({error.message}): lag tools, and a producer that waits for "
+                    "readers, will not see this one"
+                )
             self._commit_failed = True
 
     def _say_best(self, experiments: Sequence[Experiment]) -> None:

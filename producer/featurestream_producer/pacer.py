@@ -74,8 +74,12 @@ class Pacer:
     def __enter__(self) -> Self:
         self._source = self._log.source()
         self._read_at = self._now()
-        if not self.pace.free:
-            self._look()
+        try:
+            if not self.pace.free:
+                self._look()
+        except BaseException:
+            self._source.close()
+            raise
         self._thread.start()
         return self
 

@@ -76,7 +76,11 @@ class RequestServer:
 
     def __enter__(self) -> Self:
         self._source = self._log.source()
-        self._look()
+        try:
+            self._look()
+        except BaseException:
+            self._source.close()
+            raise
         self._thread.start()
         return self
 
