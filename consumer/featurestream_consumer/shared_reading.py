@@ -451,7 +451,8 @@ class SharedReading:
             # The position on the broker is for lag tools alone: the truth is in the checkpoint that was just written.
             if not self._commit_failed:
                 self.say(
-                    f"the broker did not take the position ({error.message}): lag tools, and a producer that waits for readers, will not see this one"
+                    f"the broker did not take the position ({error.message}): lag tools, and a producer that waits for "
+                    "readers, will not see this one"
                 )
             self._commit_failed = True
 
