@@ -28,6 +28,7 @@ from featurectl.peek import peek
 from featurectl.picture import picture
 from featurectl.probe import probe
 from featurectl.produce import produce
+from featurectl.request import request
 from featurectl.streams import streams
 from featurectl.sweep import sweep
 from featurectl.train import train
@@ -56,6 +57,7 @@ app = typer.Typer(
 app.command()(demo)
 app.add_typer(broker.app, name="broker")
 app.command()(produce)
+app.command()(request)
 app.command()(layers)
 app.command()(streams)
 app.command()(peek)

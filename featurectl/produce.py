@@ -11,7 +11,7 @@ from featurectl import options
 
 INTERRUPTED: Final = 130
 
-DATA, MODEL, STREAM, SPEED = "Data", "Model", "Stream", "Speed"
+DATA, MODEL, STREAM, PACE, SPEED = "Data", "Model", "Stream", "Pace", "Speed"
 
 
 def produce(  # noqa: PLR0917 - Typer passes every option by its name
@@ -82,8 +82,8 @@ def produce(  # noqa: PLR0917 - Typer passes every option by its name
         str | None,
         typer.Option(
             metavar="N",
-            help="Visits of every sample, in all: a larger number later extends the stream. endless publishes until "
-            "Ctrl-C. Default: 1, or what the stream has.",
+            help="Visits of every sample, in all: a larger number later extends the stream. endless goes on until "
+            "Ctrl-C, while somebody reads (--idle). Default: 1, or what the stream has.",
             rich_help_panel=STREAM,
         ),
     ] = None,
@@ -129,6 +129,23 @@ def produce(  # noqa: PLR0917 - Typer passes every option by its name
             metavar="SIZE", help="How much of a tap is kept: 500MB, 64GiB. Default: 64GiB.", rich_help_panel=STREAM
         ),
     ] = None,
+    ahead: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Wait when N passes are in front of the slowest reader. Default: no bound.",
+            rich_help_panel=PACE,
+        ),
+    ] = None,
+    idle: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHAT",
+            help="While nobody reads: run, pause (go on at once when a reader comes) or stop. "
+            "Default: pause where --passes is endless, else run.",
+            rich_help_panel=PACE,
+        ),
+    ] = None,
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Replace a live producer of this stream.", rich_help_panel=STREAM)
     ] = False,
@@ -136,7 +153,8 @@ def produce(  # noqa: PLR0917 - Typer passes every option by its name
         str | None,
         typer.Option(
             metavar="D[,D]",
-            help="cuda:0, cuda:0,cuda:1, cpu: one process a device. Default: the first GPU, else the CPU.",
+            help="cuda:0, cuda:0,cuda:1, cpu: one process a device. Default: the first GPU (under torchrun that of the "
+            "local rank), else the CPU.",
             rich_help_panel=SPEED,
         ),
     ] = None,
@@ -152,8 +170,8 @@ def produce(  # noqa: PLR0917 - Typer passes every option by its name
         bool,
         typer.Option(
             "--plan",
-            help="Print bytes, records, disk and speed, refuse what cannot work, and end: nothing is read "
-            "or published.",
+            help="Refuse what cannot work, measure a few batches, print bytes, records, disk, speed and from when on "
+            "the stream pays, and end: nothing is published.",
         ),
     ] = False,
     bootstrap_servers: options.BootstrapServers = None,
@@ -172,7 +190,7 @@ def produce(  # noqa: PLR0917 - Typer passes every option by its name
         "transform": transform, "image_size": image_size, "root": root, "path_column": path_column,
         "label_column": label_column, "split": split, "decoder": decoder,
         "views": views, "dtype": dtype, "seed": seed, "lanes": lanes,
-        "batch_size": batch_size, "workers": workers,
+        "batch_size": batch_size, "workers": workers, "ahead": ahead, "idle": idle,
         "retention_ms": None if retention is None else parse_duration_ms(retention),
         "retention_bytes": None if retention_bytes is None else parse_size(retention_bytes),
         "devices": None if device is None else tuple(part.strip() for part in device.split(",")),

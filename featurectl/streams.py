@@ -139,7 +139,9 @@ class StreamReport:
             "health": [seen.model_dump(mode="json") for _, seen in sorted(facts.health.items())],
             "canary": None if facts.canary is None else facts.canary.model_dump(mode="json"),
             "warnings": warnings_of(facts),
+            "retention_warnings": [warning.model_dump(mode="json") for warning in facts.retention_warnings.values()],
             "lease": None if facts.lease is None else facts.lease.model_dump(mode="json"),
+            "leases": [lease.model_dump(mode="json") for _, lease in sorted(facts.leases.items())],
             "end": None if facts.end is None else facts.end.model_dump(mode="json"),
             "manifest": self.manifest.model_dump(mode="json"),
         }
@@ -176,7 +178,7 @@ def report_stream(source: RecordSource, stream: str, committed: Committed, *, no
         lanes.next_missing(),
         min(stamps, default=None),
         max(stamps, default=None),
-        _producer_state(facts.lease, facts.lease_stamp_ms, now_ms=now_ms),
+        producer_state(facts, now_ms=now_ms),
         tuple(_readers(snapshot, stream, topics, committed)),
     )
 
@@ -244,12 +246,16 @@ def _envelope(record: LogRecord) -> int:
     return len(value) + len(record.key or b"") + headers - features
 
 
-def _producer_state(lease: Lease | None, stamp_ms: int, *, now_ms: int) -> str:
-    """Return what the lease says of the producer; ``stamp_ms`` is when its last heartbeat was appended."""
+def producer_state(facts: StreamFacts, *, now_ms: int) -> str:
+    """Return what the leases say of the producer; of several ranks, the best that any of them is."""
+    states = {lease_state(lease, facts.lease_stamps_ms[rank], now_ms=now_ms) for rank, lease in facts.leases.items()}
+    return next((state for state in ("live", "lost", "ended") if state in states), "none")
+
+
+def lease_state(lease: Lease, stamp_ms: int, *, now_ms: int) -> str:
+    """Return what a lease says of its producer; ``stamp_ms`` is when its last heartbeat was appended."""
     from featurestream_producer.lease import LEASE_TTL_S, lives, this_host
 
-    if lease is None:
-        return "none"
     if lease.released:
         return "ended"
     # The process list knows more than a heartbeat, but only here.
@@ -375,8 +381,13 @@ def _facts_of(report: StreamReport) -> list[tuple[str, str]]:
     name = str(numbers.pop("name", "unnamed"))
     views = f" ({layout.views} views each)" if layout.views > 1 else ""
     asked = "without end" if manifest.passes is None else f"of {manifest.passes}"
-    lease = facts.lease
-    who = f" (process {lease.pid} on {lease.host}, last heartbeat {time_text(facts.lease_stamp_ms)})" if lease else ""
+    producers = [
+        (
+            f"rank {rank}",
+            f"process {lease.pid} on {lease.host}, last heartbeat {time_text(facts.lease_stamps_ms[rank])}",
+        )
+        for rank, lease in sorted(facts.leases.items())
+    ]
     pairs = [
         ("stream", f"{facts.stream}, fingerprint {manifest.fingerprint}"),
         ("data", f"{data.source}{split}: {count_text(data.samples)} samples, {labels}"),
@@ -386,8 +397,10 @@ def _facts_of(report: StreamReport) -> list[tuple[str, str]]:
                       f"seed {manifest.seed}"),
         ("created", manifest.created_at),
         ("passes", f"{len(facts.passes)} {asked} done{', complete' if facts.end else ''}"),
-        ("producer", report.producer + who),
+        ("producer", report.producer + (f" ({producers[0][1]})" if len(producers) == 1 else "")),
+        *(producers if len(producers) > 1 else []),
     ]  # fmt: skip
+    pairs += [("warning", f"{warning.at}: {warning.text}") for warning in facts.retention_warnings.values()]
     if report.first_ms is None:
         return [*pairs, ("on the log", "nothing yet")]
     held = report.next_batch - report.first_batch

@@ -1,14 +1,15 @@
 """What `<stream>.manifest` holds: the manifest, a record a finished pass, the producer's lease and the end.
 
-The topic is compacted; its values are JSON, one object each; its keys are ``manifest``, ``pass/<n>``, ``producer`` and
-``end``. The JSON Schemas are in ``schemas/``.
+The topic is compacted; its values are JSON, one object each; its keys are ``manifest``, ``pass/<n>``, ``producer``
+(``producer/<rank>`` of further ranks), ``share/<n>/<rank>``, ``end`` and ``retention/<reader>``; on the stream of
+another one's requests also ``request/<id>``. The JSON Schemas are in ``schemas/``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,6 +21,9 @@ MANIFEST_KEY: Final = "manifest"
 LEASE_KEY: Final = "producer"
 END_KEY: Final = "end"
 PASS_PREFIX: Final = "pass/"
+RETENTION_PREFIX: Final = "retention/"
+REQUEST_PREFIX: Final = "request/"
+SHARE_PREFIX: Final = "share/"
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -90,6 +94,9 @@ class Manifest(Value):
     format: Literal[1] = 1
     stream: str = Field(description="the stream's name")
     fingerprint: str = Field(default="", description="32 hexadecimal digits; see fingerprint_of")
+    kind: Literal["request"] | None = Field(
+        default=None, description="request: what is requested of the stream whose name comes before -requests"
+    )
     data: DataFacts
     decoder: str | None = Field(
         default=None, description="what decodes JPEG files, where it is not Pillow: decoders may differ in the last bit"
@@ -110,8 +117,9 @@ class Manifest(Value):
 
     @property
     def layout(self) -> Layout:
-        """The stream's arithmetic."""
-        return Layout(self.data.samples, self.batch_samples, self.lanes, self.views)
+        """The stream's arithmetic. Requests are as many as are wanted: each batch of them is a pass of its own."""
+        samples = self.data.samples if self.kind is None else self.batch_samples
+        return Layout(samples, self.batch_samples, self.lanes, self.views)
 
     @property
     def total_batches(self) -> int | None:
@@ -135,6 +143,7 @@ class PassRecord(Value):
     """One finished pass."""
 
     number: int = Field(ge=0)
+    kind: Literal["request"] | None = Field(default=None, description="request: a batch that was asked for")
     samples: int = Field(ge=0, description="samples that have rows")
     missing: int = Field(ge=0, description="samples that have none")
     first_batch: int = Field(ge=0)
@@ -154,6 +163,59 @@ class Lease(Value):
     since: str = Field(description="ISO 8601 with zone")
     heartbeat: str = Field(description="ISO 8601 with zone")
     released: bool = Field(default=False, description="the producer ended by itself")
+    run: str | None = Field(default=None, description="the run that its ranks share; null: it is alone")
+    rank: int = Field(default=0, ge=0, description="which rank of the run it is")
+    ranks: int = Field(default=1, ge=1, description="how many ranks publish the stream together")
+
+    @property
+    def key(self) -> str:
+        """Where the lease stands in the topic."""
+        return LEASE_KEY if self.rank == 0 else f"{LEASE_KEY}/{self.rank}"
+
+    @property
+    def claim(self) -> str:
+        """Who publishes the stream: the run of several ranks, or the producer that is alone."""
+        return self.producer if self.ranks == 1 else f"{self.run}/{self.ranks}"
+
+
+class Share(Value):
+    """One rank's share of a pass: every batch of the pass in the rank's lanes is durable.
+
+    The pass is finished when there is a share of every rank. Rank r of R has the lanes l with l mod R = r.
+    """
+
+    number: int = Field(ge=0, description="the pass")
+    rank: int = Field(ge=0)
+    ranks: int = Field(ge=2)
+    missing: int = Field(ge=0, description="samples in these lanes that have no rows")
+    started_at: str = Field(description="ISO 8601 with zone")
+
+    @property
+    def key(self) -> str:
+        """Where the share stands in the topic."""
+        return f"{SHARE_PREFIX}{self.number}/{self.rank}"
+
+
+class Request(Value):
+    """Samples that are wanted next."""
+
+    samples: list[Annotated[int, Field(ge=0)]] = Field(
+        min_length=1, description="their indices in the data set, in the order wanted"
+    )
+    host: str = Field(description="where it was asked")
+    at: str = Field(description="ISO 8601 with zone")
+
+
+class RetentionWarning(Value):
+    """Retention comes near to what a live reader has not read: the last warning about it."""
+
+    reader: str = Field(description="the experiment, or the name that a reader gave itself")
+    batch: int = Field(ge=0, description="the first batch that it still needs")
+    tap: str = Field(description="the tap where that batch will be deleted first")
+    share: float = Field(ge=0, description="how much of the tap's retention has passed since that batch; 1: it may go")
+    by: Literal["time", "bytes"] = Field(description="which of the two retentions")
+    text: str = Field(description="the warning as it was shown")
+    at: str = Field(description="ISO 8601 with zone")
 
 
 class End(Value):

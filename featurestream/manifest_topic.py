@@ -15,10 +15,16 @@ from featurestream.manifest import (
     LEASE_KEY,
     MANIFEST_KEY,
     PASS_PREFIX,
+    REQUEST_PREFIX,
+    RETENTION_PREFIX,
+    SHARE_PREFIX,
     End,
     Lease,
     Manifest,
     PassRecord,
+    Request,
+    RetentionWarning,
+    Share,
     from_json,
     to_json,
 )
@@ -36,11 +42,19 @@ class StreamFacts:
     stream: str
     manifest: Manifest | None = None
     passes: dict[int, PassRecord] = field(default_factory=dict)
-    lease: Lease | None = None
-    lease_stamp_ms: int = 0  # when the lease's last heartbeat was appended, by the log's clock
+    leases: dict[int, Lease] = field(default_factory=dict)  # by rank
+    lease_stamps_ms: dict[int, int] = field(default_factory=dict)  # when the last heartbeats were appended
+    shares: dict[str, Share] = field(default_factory=dict)  # by key, of passes that are not finished
     end: End | None = None
     canary: Canary | None = None
     health: dict[int, Health] = field(default_factory=dict)  # by worker
+    retention_warnings: dict[str, RetentionWarning] = field(default_factory=dict)  # the last one of each reader
+    requests: dict[str, Request] = field(default_factory=dict)  # by their ids, in the order in which they came
+
+    @property
+    def lease(self) -> Lease | None:
+        """The lease of the lowest rank that has not released it; of the lowest one where all have."""
+        return min(self.leases.values(), key=lambda lease: (lease.released, lease.rank), default=None)
 
     def apply(self, record: LogRecord) -> None:
         """Take over one record of the topic: the last value of a key counts, a tombstone takes it away."""
@@ -49,9 +63,12 @@ class StreamFacts:
         try:
             if key == MANIFEST_KEY:
                 self.manifest = from_json(Manifest, value) if value is not None else None
-            elif key == LEASE_KEY:
-                self.lease = from_json(Lease, value) if value is not None else None
-                self.lease_stamp_ms = record.timestamp_ms
+            elif key == LEASE_KEY or key.startswith(f"{LEASE_KEY}/"):
+                self._apply_lease(key, record)
+            elif key.startswith(SHARE_PREFIX):
+                self.shares.pop(key, None)
+                if value is not None:
+                    self.shares[key] = from_json(Share, value)
             elif key == END_KEY:
                 self.end = from_json(End, value) if value is not None else None
             elif key.startswith(PASS_PREFIX) and value is not None:
@@ -64,9 +81,21 @@ class StreamFacts:
                 self.health[seen.worker] = seen
             elif key.startswith(HEALTH_PREFIX):
                 self.health = {n: seen for n, seen in self.health.items() if key != f"{HEALTH_PREFIX}{n}"}
+            elif key.startswith(RETENTION_PREFIX) and value is not None:
+                warning = from_json(RetentionWarning, value)
+                self.retention_warnings[warning.reader] = warning
+            elif key.startswith(REQUEST_PREFIX) and value is not None:
+                self.requests[key.removeprefix(REQUEST_PREFIX)] = from_json(Request, value)
             # Other keys are a later version's: unknown facts change none of the known ones.
         except RecordError as error:
             raise error.at(record.topic, record.lane, record.offset) from error
+
+    def _apply_lease(self, key: str, record: LogRecord) -> None:
+        self.leases = {rank: lease for rank, lease in self.leases.items() if lease.key != key}
+        if record.value is not None:
+            lease = from_json(Lease, record.value)
+            self.leases[lease.rank] = lease
+            self.lease_stamps_ms[lease.rank] = record.timestamp_ms
 
 
 class ManifestTopic:
@@ -111,8 +140,28 @@ class ManifestTopic:
         self._write(f"{PASS_PREFIX}{done.number}", done)
 
     def write_lease(self, lease: Lease) -> None:
-        """Publish the producer's lease, or its next heartbeat."""
-        self._write(LEASE_KEY, lease)
+        """Publish a producer's lease, or its next heartbeat."""
+        self._write(lease.key, lease)
+
+    def forget_lease(self, lease: Lease) -> None:
+        """Take away the lease of a rank that there is no longer."""
+        self._write(lease.key, None)
+
+    def write_share(self, share: Share) -> None:
+        """Publish that a rank has done its share of a pass."""
+        self._write(share.key, share)
+
+    def forget_share(self, share: Share) -> None:
+        """Take away a share that is of no more use."""
+        self._write(share.key, None)
+
+    def write_retention_warning(self, warning: RetentionWarning) -> None:
+        """Publish the last warning about a reader."""
+        self._write(f"{RETENTION_PREFIX}{warning.reader}", warning)
+
+    def write_request(self, name: str, request: Request) -> None:
+        """Publish a request under an id of its own, which nobody writes twice: its place in the topic is its turn."""
+        self._write(f"{REQUEST_PREFIX}{name}", request)
 
     def write_end(self, end: End | None) -> None:
         """Publish that the stream is complete, or (None) that it no longer is."""

@@ -48,7 +48,7 @@ class MemoryLog:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._topics: dict[str, _Topic] = {}
-        self._groups: dict[str, dict[tuple[str, int], int]] = {}
+        self._groups: dict[str, dict[tuple[str, int], tuple[int, str]]] = {}  # (next offset, note)
         self._changed = threading.Condition()
 
     def sink(self) -> MemorySink:
@@ -67,6 +67,7 @@ class MemoryLog:
     def settings(self, topic: str) -> dict[str, str]:
         """Return the settings that a topic was created with."""
         with self._changed:
+            self._lane(topic, 0)
             return dict(self._topics[topic].settings)
 
     def create_topic(self, topic: str, lanes: int, settings: Mapping[str, str]) -> None:
@@ -102,18 +103,31 @@ class MemoryLog:
             place.low = offset
             self._changed.notify_all()
 
-    def commit_positions(self, group: str, offsets: Mapping[tuple[str, int], int]) -> None:
-        """Publish the next offset of each (topic, lane) under a group."""
+    def commit_positions(self, group: str, offsets: Mapping[tuple[str, int], int], note: str = "") -> None:
+        """Publish the next offset of each (topic, lane) under a group, with a note beside them."""
         with self._changed:
             for topic, lane in offsets:
                 self._lane(topic, lane)
             if offsets:
-                self._groups.setdefault(group, {}).update(offsets)
+                self._groups.setdefault(group, {}).update({place: (at, note) for place, at in offsets.items()})
 
     def committed_positions(self) -> dict[str, dict[tuple[str, int], int]]:
         """Return what each of our groups has committed."""
         with self._changed:
-            return {group: dict(offsets) for group, offsets in self._groups.items() if group.startswith(GROUP_PREFIX)}
+            return {
+                group: {place: offset for place, (offset, _) in places.items()}
+                for group, places in self._groups.items()
+                if group.startswith(GROUP_PREFIX)
+            }
+
+    def committed_notes(self, prefix: str) -> dict[str, set[str]]:
+        """Return the notes of each of our groups whose name begins with ``prefix``."""
+        with self._changed:
+            return {
+                group: {note for _, note in places.values() if note}
+                for group, places in self._groups.items()
+                if group.startswith(GROUP_PREFIX) and group.startswith(prefix)
+            }
 
     # What the sink and the sources do, under the log's one lock.
 

@@ -44,6 +44,11 @@ def manifest_topic(stream: str) -> str:
     return f"{stream}.{MANIFEST_TAP}"
 
 
+def requests_stream(stream: str) -> str:
+    """Return the name of the stream that holds what is requested of ``stream``: ``digits-train-requests``."""
+    return f"{stream}-requests"
+
+
 def stream_of_manifest_topic(topic: str) -> str | None:
     """Return the stream whose manifest ``topic`` holds, or None for any other topic."""
     stream, dot, tap = topic.partition(".")

@@ -118,8 +118,17 @@ class Log(Protocol):
     def delete_topics(self, topics: Sequence[str]) -> None:
         """Delete topics; a topic that does not exist is no error. Returns when they are gone."""
 
-    def commit_positions(self, group: str, offsets: Mapping[tuple[str, int], int]) -> None:
-        """Publish, under a reader's group, the next offset of each (topic, lane): for lag tools, never read back."""
+    def settings(self, topic: str) -> dict[str, str]:
+        """Return a topic's settings by Kafka's names. Raises StreamNotFoundError where there is no such topic."""
+
+    def commit_positions(self, group: str, offsets: Mapping[tuple[str, int], int], note: str = "") -> None:
+        """Publish, under a reader's group, the next offset of each (topic, lane): for lag tools, never read back.
+
+        ``note`` stands beside each of them, in the field that Kafka has for it (at most 4096 bytes).
+        """
 
     def committed_positions(self) -> dict[str, dict[tuple[str, int], int]]:
         """Return what every group has committed: {group: {(topic, lane): next offset}}."""
+
+    def committed_notes(self, prefix: str) -> dict[str, set[str]]:
+        """Return the notes beside what each of our groups whose name begins with ``prefix`` has committed."""

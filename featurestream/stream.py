@@ -19,6 +19,7 @@ from featurestream.manifest_topic import require_manifest
 from featurestream.names import tap_topic
 from featurestream.ports import LaneReader, Log, LogRecord, RecordSource
 from featurestream.position import Position, StartPoint, parse_start
+from featurestream.reader_lease import ReaderLease, ReaderPlace
 from featurestream.record import Record
 from featurestream.seek import Lanes, resolve_start, resolve_stop
 from featurestream.wire import open_record, parse_headers
@@ -56,6 +57,8 @@ class FeatureStream:
         bootstrap_servers: the cluster's address.
         kafka_config: a file of client properties for it.
         queue_kbytes: bound of what is read ahead, for each lane and tap.
+        reader: a name of its own makes the reader known while it iterates: a producer that paces itself goes on for it,
+            warns before retention deletes what it has not read, and Kafka's tools show its lag.
         on_wait: called with the seconds waited so far, about four times a second, while the next batch is not there.
 
     Raises:
@@ -77,6 +80,7 @@ class FeatureStream:
         bootstrap_servers: str | None = None,
         kafka_config: Path | None = None,
         queue_kbytes: int = QUEUE_KBYTES,
+        reader: str | None = None,
         on_wait: Callable[[float], None] | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
@@ -90,11 +94,13 @@ class FeatureStream:
         self.batch_size = batch_size
         self.shard = shard
         self.duplicates = 0
-        self.offsets: dict[tuple[str, int], int] = {}  # (topic, lane) -> the offset after the last record used
+        self.offsets: dict[tuple[str, int], int] = {}  # (topic, lane) -> the offset to be read next
         self._log = log
         self._cluster: Cluster | None = None if log else resolve_cluster(bootstrap_servers, kafka_config)
         self._queue_kbytes = queue_kbytes
         self._on_wait = on_wait
+        self._reader = reader
+        self._lease: ReaderLease | None = None
         self._open: ExitStack | None = None
 
         with ExitStack() as stack:
@@ -123,7 +129,8 @@ class FeatureStream:
                 )
             for topic in self._topics:  # a range that is partly gone is refused now, not when a lane is met
                 for lane in range(lanes.layout.lanes):
-                    lanes.offset_of(topic, lane, lanes.layout.next_in_lane(lane, self.start.batch))
+                    first = lanes.layout.next_in_lane(lane, self.start.batch)
+                    self.offsets[topic, lane] = lanes.offset_of(topic, lane, first)
         self.position: Position = self.start
 
     # ---- reading ----------------------------------------------------------------------------------------------------
@@ -186,7 +193,7 @@ class FeatureStream:
         self.rewind(Position(*state["position"]))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": None}
+        return {**self.__dict__, "_open": None, "_lease": None}
 
     # ---- the merge --------------------------------------------------------------------------------------------------
 
@@ -199,11 +206,18 @@ class FeatureStream:
             raise UsageError("neither a log nor a cluster is known")
         return stack.enter_context(KafkaLog(self._cluster, queue_kbytes=self._queue_kbytes))
 
+    def _place(self) -> ReaderPlace:
+        batch = self.position.batch
+        return ReaderPlace(self._reader or "", batch, batch, self.taps, dict(self.offsets))
+
     def _batches(self) -> Iterator[FeatureBatch]:
         self.close()
         self._open = stack = ExitStack()
         try:
-            source = self._connect(stack).source()
+            log = self._connect(stack)
+            if self._reader is not None:
+                self._lease = stack.enter_context(ReaderLease(log, self.stream, self._place))
+            source = log.source()
             stack.callback(source.close)
             merge = _Merge(self, source, stack)
             begin = self.position  # the position moves on while this runs
@@ -305,5 +319,7 @@ class _Merge:
             if raw is not None:
                 return raw
             waited += time.monotonic() - began
+            if self._stream._lease is not None:
+                self._stream._lease.nudge()
             if self._stream._on_wait is not None:
                 self._stream._on_wait(waited)

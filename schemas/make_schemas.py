@@ -11,11 +11,19 @@ import json
 from pathlib import Path
 
 from featurestream.health import Canary, Health
-from featurestream.manifest import End, Lease, Manifest, PassRecord
+from featurestream.manifest import End, Lease, Manifest, PassRecord, Request, RetentionWarning, Share
 
 MODELS = {
-    "manifest": Manifest, "pass": PassRecord, "lease": Lease, "end": End, "canary": Canary, "health": Health,
-}  # fmt: skip
+    "manifest": Manifest,
+    "pass": PassRecord,
+    "share": Share,
+    "lease": Lease,
+    "end": End,
+    "canary": Canary,
+    "health": Health,
+    "retention": RetentionWarning,
+    "request": Request,
+}
 
 
 def main() -> None:

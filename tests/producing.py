@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from featurestream_producer.health import merged_inputs, merged_taps
 REPOSITORY = Path(__file__).parents[1]
 BACKBONE = "tests.producing:small"
 DELAY = "FEATURESTREAM_TEST_DELAY"
+SLOW_ONE = "FEATURESTREAM_TEST_SLOW_ONE"
 SIZE = 16
 TAPS = ("2:gap=early", "5=late")
 
@@ -42,6 +44,14 @@ def write_images(folder: Path, count: int = 40) -> Path:
     return folder
 
 
+def broken_images(folder: Path, broken: Iterable[int], count: int = 40) -> Path:
+    """Write ``count`` files of which those with the numbers ``broken`` are no images; return the folder."""
+    write_images(folder, count)
+    for number in broken:
+        (folder / "ab"[number % 2] / f"{number:03d}.png").write_bytes(b"no image")
+    return folder
+
+
 def small() -> nn.Module:
     """Return a convolutional network that takes a millisecond: 8 channels at ``2``, 16 numbers at ``5``.
 
@@ -53,6 +63,41 @@ def small() -> nn.Module:
     )  # fmt: skip
     if delay_s := os.environ.get(DELAY):
         model.register_forward_pre_hook(lambda _module, _images: time.sleep(float(delay_s)))
+    return model
+
+
+def small_with_one_slow_worker() -> nn.Module:
+    """Return the same network; the worker that first creates the file :data:`SLOW_ONE` takes 20 ms a forward."""
+    model = small()
+    turtle: list[bool] = []
+
+    def hook(_module: nn.Module, _images: object) -> None:
+        if not multiprocessing.current_process().name.startswith("worker"):
+            return
+        if not turtle:
+            try:
+                Path(os.environ[SLOW_ONE]).touch(exist_ok=False)
+                turtle.append(True)
+            except FileExistsError:
+                turtle.append(False)
+        if turtle[0]:
+            time.sleep(0.02)
+
+    model.register_forward_pre_hook(hook)
+    return model
+
+
+def small_that_fails() -> nn.Module:
+    """Return the same network; in a worker it raises RuntimeError at its tenth forward."""
+    model = small()
+    calls: list[int] = []
+
+    def hook(_module: nn.Module, _images: object) -> None:
+        calls.append(len(calls))
+        if len(calls) == 10 and multiprocessing.current_process().name.startswith("worker"):
+            raise RuntimeError("no more of this")
+
+    model.register_forward_pre_hook(hook)
     return model
 
 
@@ -71,11 +116,12 @@ def config(images: Path, stream: str, **changes: Any) -> ProduceConfig:
 
 @contextmanager
 def command(
-    images: Path, stream: str, address: str, *, delay_s: float = 0.02, **changes: Any
+    images: Path, stream: str, address: str, *, delay_s: float = 0.02, launcher: Sequence[str] = (), **changes: Any
 ) -> Iterator[subprocess.Popen[str]]:
     """Run ``featurectl produce`` with a small run's options, slow enough to be caught, in a process group of its own.
 
-    What of the group still runs at the end of the block is killed.
+    ``launcher`` is a Python module that runs it, with its options. What of the group still runs at the end of the block
+    is killed.
     """
     chosen = settings(images, stream, **changes)
     arguments = [chosen.pop("data"), "--device", ",".join(chosen.pop("devices"))]
@@ -85,7 +131,7 @@ def command(
         arguments += [f"--{name.replace('_', '-')}", str(value)]
     environment = os.environ | {"FEATURESTREAM_BOOTSTRAP_SERVERS": address, DELAY: str(delay_s)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "featurectl", "produce", *arguments],
+        [sys.executable, "-m", *launcher, *(["-m"] if launcher else []), "featurectl", "produce", *arguments],
         cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip

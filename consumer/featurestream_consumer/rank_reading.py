@@ -18,6 +18,7 @@ from featurestream.errors import DivergedError, InternalError, UsageError
 from featurestream.manifest import Manifest
 from featurestream.ports import Log
 from featurestream.position import Position
+from featurestream.reader_lease import ReaderPlace
 from featurestream.stream import FeatureStream
 from featurestream_consumer.config import TrainConfig
 from featurestream_consumer.epochs import EpochPlan
@@ -122,6 +123,10 @@ class RankReading(SharedReading):
                 self._records.wait()
 
         return waiting
+
+    def _place(self) -> ReaderPlace | None:
+        """Return what the lease says: rank 0 holds it for all."""
+        return super()._place() if self._ranks.leads else None
 
     def _interruptible(self) -> AbstractContextManager[None]:
         # Ranks that stop each at a record of its own would wait for each other: Ctrl-C ends them where they are.

@@ -27,6 +27,7 @@ from featurestream.names import reader_group, tap_topic
 from featurestream.ports import Log
 from featurestream.position import Position
 from featurestream.progress import Progress
+from featurestream.reader_lease import ReaderLease, ReaderPlace
 from featurestream.seek import Lanes
 from featurestream.stream import FeatureStream
 from featurestream_consumer.epochs import EpochPlan
@@ -158,6 +159,8 @@ class SharedReading:
         self._commit_failed = False
         self._bar: Progress | None = None
         self._interrupted = threading.Event()
+        self._kept = {experiment: experiment.position for experiment in experiments}  # where a restart would go on
+        self._lease = ReaderLease(log, self._stream, self._place)
 
     def train(self) -> None:
         """Train until every experiment has finished or diverged. An error of the stream's ends all of them.
@@ -165,6 +168,10 @@ class SharedReading:
         In the main thread, the first SIGINT or SIGTERM ends it with KeyboardInterrupt between two records, or while it
         waits for one.
         """
+        with self._lease:
+            self._train()
+
+    def _train(self) -> None:
         self._say_how_often()
         with ExitStack() as stack:
             stack.enter_context(self._interruptible())
@@ -189,6 +196,7 @@ class SharedReading:
 
         def waiting(waited_s: float) -> None:
             self._heed_signals()
+            self._lease.nudge()
             show(waited_s)
 
         return waiting
@@ -223,7 +231,33 @@ class SharedReading:
                 f"{stream.manifest.fingerprint}",
                 hint="it was made anew while this experiment ran; train under another --name",
             )
+        self._offsets |= stream.offsets
+        self._lease.beat()
         return stream
+
+    def _place(self) -> ReaderPlace | None:
+        """Return what the lease says: the place of the experiment that is furthest behind, and what all still need."""
+        reading = [experiment for experiment in self.experiments if experiment.epochs_left]
+        if not reading:
+            return None
+        slowest = min(reading, key=lambda experiment: experiment.position)
+        topics = {tap_topic(self._stream, tap) for tap in slowest.config.taps}
+        return ReaderPlace(
+            slowest.config.name,
+            slowest.position.batch,
+            min(map(self._needs, reading)),
+            tuple(_taps_of(reading)),
+            {place: offset for place, offset in dict(self._offsets).items() if place[0] in topics},
+        )
+
+    def _needs(self, experiment: Experiment) -> int:
+        """Return the first batch that an experiment may still read: after a crash, or when its range begins again."""
+        plan, passes = experiment.plan, experiment.plan.passes
+        if plan.chosen is not None:  # which passes are read again is not known yet
+            again = experiment.epoch + 1 < experiment.config.epochs
+        else:
+            again = passes is not None and (experiment.epoch // passes + 1) * passes < experiment.config.epochs
+        return plan.start.batch if again else min(self._kept[experiment], experiment.position).batch
 
     def _say_how_often(self) -> None:
         """Say where rows will be read again, because the range holds fewer passes than there are epochs."""
@@ -489,6 +523,7 @@ class SharedReading:
                 unit.sync()
         for experiment in experiments:
             if experiment.save():
+                self._kept[experiment] = experiment.position
                 self._commit(experiment)
         self._checkpointed_at = time.monotonic()
         self._checkpoint_cost_s = self._checkpointed_at - began
@@ -498,11 +533,14 @@ class SharedReading:
         topics = {tap_topic(config.stream, tap) for tap in config.taps}
         offsets = {place: offset for place, offset in self._offsets.items() if place[0] in topics}
         try:
-            self._log.commit_positions(reader_group(config.stream, config.name), offsets)
+            self._log.commit_positions(reader_group(config.stream, config.name), offsets, self._lease.note(config.name))
         except BrokerError as error:
             # The position on the broker is for lag tools alone: the truth is in the checkpoint that was just written.
             if not self._commit_failed:
-                self.say(f"the broker did not take the position ({error.message}): lag tools will not see this reader")
+                self.say(
+                    f"the broker did not take the position ({error.message}): lag tools, and a producer that waits for "
+                    "readers, will not see this one"
+                )
             self._commit_failed = True
 
     def _say_best(self, experiments: Sequence[Experiment]) -> None:

@@ -16,6 +16,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.cimpl import NewTopic
 
 from featurestream.absent import no_lane
@@ -23,8 +24,8 @@ from featurestream.cluster import Cluster
 from featurestream.errors import BrokerError, StreamMismatchError, UsageError
 from featurestream.kafka.client import CONNECT_S, Home, Reports, ask, open_client
 from featurestream.kafka.config import LANE_QUEUE_KBYTES, SINK_QUEUE_KBYTES, admin_settings, check_properties
-from featurestream.kafka.errors import NO_LANE, code_of, request_failed
-from featurestream.kafka.sink import KafkaSink
+from featurestream.kafka.errors import NO_LANE, PASSING, code_of, request_failed
+from featurestream.kafka.sink import DELIVERY_S, KafkaSink
 from featurestream.kafka.source import STALL_S, KafkaSource
 from featurestream.names import GROUP_PREFIX
 
@@ -38,8 +39,9 @@ class KafkaLog:
     """A :class:`~featurestream.ports.Log` on a Kafka cluster. Close it, or use it as a context manager.
 
     ``queue_kbytes`` bounds what each lane's reader reads ahead, ``sink_queue_kbytes`` what each sink holds that is
-    not acknowledged; a reader gives up after ``stall_s`` seconds without contact. Nothing is connected before it is
-    needed. Raises UsageError for properties that contradict the settings on which exactness rests.
+    not acknowledged; a reader gives up after ``stall_s`` seconds without contact, a sink after ``delivery_s``. Nothing
+    is connected before it is needed. Raises UsageError for properties that contradict the settings on which exactness
+    rests.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class KafkaLog:
         queue_kbytes: int = LANE_QUEUE_KBYTES,
         sink_queue_kbytes: int = SINK_QUEUE_KBYTES,
         stall_s: float = STALL_S,
+        delivery_s: float = DELIVERY_S,
     ) -> None:
         check_properties(cluster)
         self.cluster = cluster
@@ -57,6 +60,7 @@ class KafkaLog:
         self._queue_kbytes = queue_kbytes
         self._sink_queue_kbytes = sink_queue_kbytes
         self._stall_s = stall_s
+        self._delivery_s = delivery_s
         self._home = Home()
 
     def __enter__(self) -> Self:
@@ -80,7 +84,12 @@ class KafkaLog:
 
     def sink(self) -> KafkaSink:
         """Return a new sink; the caller closes it."""
-        return KafkaSink(self.cluster, client_id=self._client_id, queue_kbytes=self._sink_queue_kbytes)
+        return KafkaSink(
+            self.cluster,
+            client_id=self._client_id,
+            queue_kbytes=self._sink_queue_kbytes,
+            delivery_s=self._delivery_s,
+        )
 
     def source(self) -> KafkaSource:
         """Return a new source; the caller closes it."""
@@ -134,17 +143,35 @@ class KafkaLog:
         )
         self._wait_until(doing, lambda: self._lanes_of(doing, topic) is None)
 
-    def commit_positions(self, group: str, offsets: Mapping[tuple[str, int], int]) -> None:
+    def settings(self, topic: str) -> dict[str, str]:
+        """Return a topic's settings by Kafka's names, those among them that are the cluster's defaults."""
+        asked = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        found = self._ask(
+            f'cannot read the settings of the topic "{topic}"',
+            lambda client, look_s: client.describe_configs([asked], request_timeout=look_s)[asked].result(),
+            unless=NO_LANE,
+        )
+        if found is None:
+            raise no_lane(topic, 0)
+        return {name: entry.value for name, entry in found.items() if entry.value is not None}
+
+    def commit_positions(self, group: str, offsets: Mapping[tuple[str, int], int], note: str = "") -> None:
         """Publish the next offset of each (topic, lane) under a group, which nobody needs to have joined."""
         if not offsets:
             return
         doing = f'cannot commit positions to the group "{group}"'
-        places = [TopicPartition(topic, lane, offset) for (topic, lane), offset in offsets.items()]
+        places = [TopicPartition(topic, lane, offset, metadata=note) for (topic, lane), offset in offsets.items()]
         asked = [ConsumerGroupTopicPartitions(group, places)]
-        done = self._ask(
-            doing,
-            lambda client, look_s: client.alter_consumer_group_offsets(asked, request_timeout=look_s)[group].result(),
-        )
+
+        def commit(client: AdminClient, look_s: float) -> Any:
+            done = client.alter_consumer_group_offsets(asked, request_timeout=look_s)[group].result()
+            for place in done.topic_partitions:
+                # A coordinator that is just starting refuses place by place: asked again, as it is for the whole.
+                if place.error is not None and place.error.code() in PASSING:
+                    raise KafkaException(place.error)
+            return done
+
+        done = self._ask(doing, commit)
         for place in done.topic_partitions:
             if place.error is not None and place.error.code() in NO_LANE:
                 raise no_lane(place.topic, place.partition)
@@ -153,20 +180,33 @@ class KafkaLog:
 
     def committed_positions(self) -> dict[str, dict[tuple[str, int], int]]:
         """Return what each of our groups (see :data:`featurestream.names.GROUP_PREFIX`) has committed."""
+        return {
+            group: {(place.topic, place.partition): place.offset for place in self._committed(group)}
+            for group in self._groups(GROUP_PREFIX)
+        }
+
+    def committed_notes(self, prefix: str) -> dict[str, set[str]]:
+        """Return the notes of each of our groups whose name begins with ``prefix``."""
+        return {
+            group: {place.metadata for place in self._committed(group) if place.metadata}
+            for group in self._groups(prefix)
+            if group.startswith(GROUP_PREFIX)
+        }
+
+    def _groups(self, prefix: str) -> list[str]:
         listed = self._ask(
             "cannot list the consumer groups",
             lambda client, look_s: client.list_consumer_groups(request_timeout=look_s).result(),
         )
-        groups = sorted(entry.group_id for entry in listed.valid if entry.group_id.startswith(GROUP_PREFIX))
-        return {group: self._committed(group) for group in groups}
+        return sorted(entry.group_id for entry in listed.valid if entry.group_id.startswith(prefix))
 
-    def _committed(self, group: str) -> dict[tuple[str, int], int]:
+    def _committed(self, group: str) -> list[TopicPartition]:
         asked = [ConsumerGroupTopicPartitions(group)]
         found = self._ask(
             f'cannot read the positions of the group "{group}"',
             lambda client, look_s: client.list_consumer_group_offsets(asked, request_timeout=look_s)[group].result(),
         )
-        return {(place.topic, place.partition): place.offset for place in found.topic_partitions if place.offset >= 0}
+        return [place for place in found.topic_partitions if place.offset >= 0]
 
     @cached_property
     def _admin(self) -> tuple[AdminClient, Reports]:

@@ -47,7 +47,7 @@ class ProduceConfig(BaseModel):
     passes: int | None = Field(default=1, ge=1, description="passes in all; None: endless")
     views: int = Field(default=1, ge=1, description="augmented views of a sample in a pass")
     devices: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        default=("auto",), description="torch devices, one process each; auto: every GPU there is, else the CPU"
+        default=("auto",), description="torch devices, one process each; auto: a GPU where there is one, else the CPU"
     )
     lanes: int = Field(default=DEFAULT_LANES, ge=1, le=1024, description="partitions of every tap's topic")
     dtype: Literal["float16", "bfloat16", "float32"] = Field(default="float16", description="what is published")
@@ -57,6 +57,10 @@ class ProduceConfig(BaseModel):
     retention_ms: int = Field(default=DEFAULT_RETENTION_MS, ge=60_000, description="how long records are kept")
     retention_bytes: int = Field(
         default=DEFAULT_RETENTION_BYTES, ge=2**20, description="how much is kept of one tap, over all its lanes"
+    )
+    ahead: int | None = Field(default=None, ge=1, description="passes at most in front of the slowest reader")
+    idle: Literal["run", "pause", "stop"] | None = Field(
+        default=None, description="what to do while nobody reads; None: pause where the stream is endless, else run"
     )
     take_over: bool = Field(default=False, description="go ahead although another producer holds the stream")
 

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from featurestream.errors import UnknownNameError, UsageError
+from featurestream.errors import UnknownNameError
+from featurestream_producer.ranks import ALONE, Rank
 
 AUTO = "auto"
 
 
-def find_devices(names: Sequence[str], environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+def find_devices(names: Sequence[str], rank: Rank = ALONE) -> tuple[str, ...]:
     """Return the torch devices that ``names`` select, with their numbers: ``cuda`` becomes ``cuda:0``.
 
-    ``auto`` is the first GPU, or the CPU where there is none. A device that is named twice gets two workers. Raises
-    UsageError, or UnknownNameError with the devices that there are, before any of them is touched.
+    ``auto`` is the first GPU, or the CPU where there is none; a name without a number is that of the rank on its host:
+    local rank 1 gets ``cuda:1`` for ``cuda`` as well as for ``auto``. A device that is named twice gets two workers.
+    Raises UnknownNameError with the devices that there are, before any of them is touched.
     """
-    if environment.get("WORLD_SIZE", "1") != "1":
-        raise UsageError(
-            f"this process is one of {environment['WORLD_SIZE']} that torchrun started; "
-            "several hosts cannot yet publish one stream together",
-            hint="start it without torchrun; on one host, --device cuda:0,cuda:1 starts a process a device",
-        )
     known = known_devices()
     found = []
     for name in names:
-        chosen = (known[1:] or known)[0] if name == AUTO else name
+        chosen = (known[1:] or known)[0].partition(":")[0] if name == AUTO else name
         if chosen in ("cuda", "xpu", "mps") and f"{chosen}:0" in known:
-            chosen += ":0"
+            chosen += f":{rank.local}"
         if chosen not in known:
-            raise UnknownNameError("device", name, known, where=f"or {AUTO}")
+            shown = name if chosen == name or rank.alone else f"{chosen} (local rank {rank.local})"
+            raise UnknownNameError("device", shown, known, where=f"or {AUTO}")
         found.append(chosen)
     return tuple(found)
 

@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -21,7 +22,10 @@ import torch
 
 from featurestream.errors import FeatureStreamError, InternalError, OutsideError, UsageError
 from featurestream.ports import Log
+from featurestream_producer.bound import PaceBound
+from featurestream_producer.distance import Gate
 from featurestream_producer.interrupts import interrupt_blocked
+from featurestream_producer.requests import RequestServer, Served, Unserved
 from featurestream_producer.taps import TapReader
 from featurestream_producer.worker import Done, Durable, Job, Ready, Sent, work
 
@@ -36,7 +40,7 @@ class Failed:
     error: BaseException
 
 
-Event = Ready | Sent | Durable | Done | Failed
+Event = Ready | Sent | Durable | Served | Unserved | Done | Failed
 MakeReader = Callable[[Job], TapReader]
 
 
@@ -55,6 +59,12 @@ class Crew(Protocol):
     def stop(self) -> None:
         """Ask all workers to take no more batches, send what they have and end. Can be called again."""
 
+    def open_to(self, limit: int) -> None:
+        """Let all workers compute the batches below ``limit``; what has been allowed once stays so."""
+
+    def allow(self, below: int | None) -> None:
+        """Let workers whose job is ``paced`` publish the batches below ``below``, None: all."""
+
 
 def start(jobs: Sequence[Job], log: Log, make_reader: MakeReader) -> Crew:
     """Return the workers of ``jobs``, to be started by entering the crew.
@@ -65,6 +75,20 @@ def start(jobs: Sequence[Job], log: Log, make_reader: MakeReader) -> Crew:
     return HereCrew(jobs[0], log, make_reader) if len(jobs) == 1 else ProcessCrew(jobs, log, make_reader)
 
 
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """What a worker's process is told: it may compute the batches below."""
+
+    below: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """What a worker's process is told: readers let it go as far as the batches below; None: to the end."""
+
+    below: int | None
+
+
 class HereCrew:
     """One worker in a thread of this process."""
 
@@ -72,6 +96,8 @@ class HereCrew:
         self._job, self._log, self._make_reader = job, log, make_reader
         self._events: queue.Queue[Event] = queue.Queue()
         self._stop = threading.Event()
+        self._gate = Gate(job.limit)
+        self._pace = job.pace_bound()
         self._thread = threading.Thread(target=self._run, name=f"worker {job.device}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -96,8 +122,18 @@ class HereCrew:
         """Ask the worker to end."""
         self._stop.set()
 
+    def open_to(self, limit: int) -> None:
+        """Let the worker compute the batches below ``limit``."""
+        self._gate.open_to(limit)
+
+    def allow(self, below: int | None) -> None:
+        """Let the worker publish the batches below ``below``."""
+        self._pace.allow(below)
+
     def _run(self) -> None:
-        self._events.put(_run_job(self._job, self._log, self._make_reader, self._events.put, self._stop))
+        report = self._events.put
+        done = _run_job(self._job, self._log, self._make_reader, report, self._stop, gate=self._gate, pace=self._pace)
+        self._events.put(done)
 
 
 class ProcessCrew:
@@ -107,18 +143,20 @@ class ProcessCrew:
     """
 
     def __init__(self, jobs: Sequence[Job], log: Log, make_reader: MakeReader) -> None:
-        self._jobs = list(jobs)
+        self._jobs = {job.index: job for job in jobs}
         self._log = log
         self._make_reader = make_reader
         self._pipes: dict[int, Connection] = {}
         self._processes: dict[int, SpawnProcess] = {}
         self._open: set[int] = set()  # workers that have not reported their end
+        self._limit = -1
 
     def __enter__(self) -> Self:
         context = multiprocessing.get_context("spawn")
         threads = max(1, torch.get_num_threads() // len(self._jobs))
-        payloads = [_pickled((job, self._log, self._make_reader)) for job in self._jobs]
-        for job, payload in zip(self._jobs, payloads, strict=True):
+        jobs = list(self._jobs.values())
+        payloads = [_pickled((job, self._log, self._make_reader)) for job in jobs]
+        for job, payload in zip(jobs, payloads, strict=True):
             here, there = context.Pipe()
             process = context.Process(target=_process_main, args=(payload, there, threads), name=f"worker {job.device}")
             with interrupt_blocked():
@@ -157,9 +195,22 @@ class ProcessCrew:
 
     def stop(self) -> None:
         """Ask all workers to end."""
+        self._tell("stop")
+
+    def open_to(self, limit: int) -> None:
+        """Let all workers compute the batches below ``limit``."""
+        if limit > self._limit:
+            self._limit = limit
+            self._tell(_Limit(limit))
+
+    def allow(self, below: int | None) -> None:
+        """Let the workers publish the batches below ``below``."""
+        self._tell(_Pace(below))
+
+    def _tell(self, message: str | _Limit | _Pace) -> None:
         for index in self._open:
             try:
-                self._pipes[index].send("stop")
+                self._pipes[index].send(message)
             except OSError:
                 continue  # it is gone; next_event tells
 
@@ -188,18 +239,24 @@ def _pickled(work: object) -> bytes:
 
 
 def _process_main(payload: bytes, pipe: Connection, threads: int) -> None:
-    """Run one job in a process of its own; ``pipe`` brings requests to stop, and takes what happens."""
+    """Run one job in a process of its own; ``pipe`` brings "stop" and limits, and takes what happens."""
     torch.set_num_threads(threads)
     # Ctrl-C is blocked from the start. SIGTERM may come to all of a service's processes: the first one tells the rest.
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
-    stop = threading.Event()
+    stop, pace = threading.Event(), PaceBound(below=0)
     lock = threading.Lock()  # the sender's thread and this one report
+    gate = Gate(0)
 
     def listen() -> None:
         try:
             while True:
-                pipe.recv()
-                stop.set()
+                match pipe.recv():
+                    case _Limit(below):
+                        gate.open_to(below)
+                    case _Pace(below):
+                        pace.allow(below)
+                    case "stop":
+                        stop.set()
         except (EOFError, OSError):
             os._exit(1)  # the process that started this one is gone, and with it the stream's lease
 
@@ -209,20 +266,35 @@ def _process_main(payload: bytes, pipe: Connection, threads: int) -> None:
 
     threading.Thread(target=listen, name="listener", daemon=True).start()
     job, log, make_reader = pickle.loads(payload)  # noqa: S301 - from our own process, through our own pipe
-    report(_run_job(job, log, make_reader, report, stop))
+    gate.open_to(job.limit)
+    pace = pace if job.paced else job.pace_bound()
+    report(_run_job(job, log, make_reader, report, stop, gate=gate, pace=pace))
 
 
 def _run_job(
-    job: Job, log: Log, make_reader: MakeReader, report: Callable[[Event], None], stop: threading.Event
+    job: Job,
+    log: Log,
+    make_reader: MakeReader,
+    report: Callable[[Event], None],
+    stop: threading.Event,
+    *,
+    gate: Gate,
+    pace: PaceBound,
 ) -> Done | Failed:
     """Do a job from its connection on; return how it ended."""
     try:
         reader = make_reader(job)
-        sink = log.sink()
-        try:
-            return Done(job.index, work(job, reader, sink, report, stop))
-        finally:
-            sink.close()
+        with ExitStack() as stack:
+            sink = log.sink()
+            stack.callback(sink.close)
+            if job.index:
+                return Done(job.index, work(job, reader, sink, report, stop, gate=gate, pace=pace))
+            server = stack.enter_context(RequestServer(job, log, report))
+            stages = work(
+                job, reader, sink, report, stop, gate=gate, pace=pace, between=lambda: server.serve(reader, stop)
+            )
+            server.finish(reader, stop)
+            return Done(job.index, stages)
     except FeatureStreamError as error:
         return Failed(job.index, error)
     except BaseException as error:  # noqa: BLE001 - whatever it is must reach the process that reports it

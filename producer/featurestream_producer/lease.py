@@ -1,5 +1,7 @@
 """One live producer a stream: who holds it, and how a second one finds out.
 
+Several ranks of one run hold a stream together, each with a lease of its own; to all others they are one producer.
+
 The lease is a key of the manifest's topic. It is advice among producers of good will, not a lock: what a stream's
 readers rely on is the dense numbering of batches, and records of a producer that went on unaware (a zombie) are
 duplicates, which every reader drops.
@@ -12,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Literal, Self
@@ -23,11 +25,14 @@ from featurestream.errors import BrokerError, FeatureStreamError, StreamBusyErro
 from featurestream.manifest import LEASE_KEY, Lease, from_json
 from featurestream.manifest_topic import ManifestTopic
 from featurestream.ports import Log, LogRecord
+from featurestream_producer.ranks import ALONE, Rank
 
 HEARTBEAT_S: Final = 5.0
 #: Without a new heartbeat for this long, a producer on another host counts as dead: three beats.
 LEASE_TTL_S: Final = 15.0
 LOOK_EVERY_S: Final = 1.0
+#: How long the end of a run waits for a heartbeat that the broker does not answer.
+LEAVE_S: Final = 2.0
 READ_TIMEOUT_S: Final = 10.0
 # Two readings of the moment a process began differ by the adjustments that the clock got in between.
 STARTED_TOLERANCE_S: Final = 2.0
@@ -84,15 +89,21 @@ def judge(
     return "free" if watched_s >= LEASE_TTL_S else "watch"
 
 
+def excludes(one: Lease, other: Lease) -> bool:
+    """Tell whether two producers cannot publish a stream at the same time: all but different ranks of one run."""
+    return one.claim != other.claim or one.rank == other.rank
+
+
 class HeldLease:
     """This producer's lease on a stream, from :meth:`take` until the end of the ``with`` block.
 
     A thread writes a heartbeat every :data:`HEARTBEAT_S` and looks whether another producer took over: claims are
     ordered by the place in the topic where a producer first appears, so a heartbeat of the one that was replaced
-    changes nothing. :meth:`check` raises what the thread has found.
+    changes nothing. :meth:`check` raises what the thread has found. A broker that does not answer a look is asked
+    again: how long it may be away, the sinks decide.
     """
 
-    def __init__(self, log: Log, stream: str, *, now: Callable[[], datetime] | None = None) -> None:
+    def __init__(self, log: Log, stream: str, *, rank: Rank = ALONE, now: Callable[[], datetime] | None = None) -> None:
         self._topic = ManifestTopic(log, stream)
         self._source = log.source()
         self._now = now or _now
@@ -104,9 +115,13 @@ class HeldLease:
             process_started=psutil.Process().create_time(),
             since=moment,
             heartbeat=moment,
+            run=rank.run,
+            rank=rank.number,
+            ranks=rank.size,
         )
-        self._scan = ClaimScan(self._lease.producer)
+        self._scan = ClaimScan(self._lease)
         self._error: FeatureStreamError | None = None
+        self._beaten_at = time.monotonic()
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -117,10 +132,11 @@ class HeldLease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._done.set()
+        silent = isinstance(error, BrokerError)
         try:
             if self._thread is not None:
-                self._thread.join()
-                if not isinstance(error, BrokerError) and self._error is None:
+                self._thread.join(LEAVE_S if silent else None)
+                if not silent and self._error is None:
                     self._release()
         except FeatureStreamError:
             if error is None:
@@ -128,8 +144,8 @@ class HeldLease:
             # What ended the run says more; without the release the next producer looks whether this one lives.
         finally:
             _held.discard(self._lease.producer)
-            self._topic.close()
-            self._source.close()
+            if self._thread is None or not self._thread.is_alive():  # or it closes them itself
+                self._close()
 
     def take(self, *, take_over: bool, say: Callable[[str], None]) -> None:
         """Take the lease, or raise StreamBusyError with who holds it. The manifest's topic must exist.
@@ -139,14 +155,19 @@ class HeldLease:
         after = self._source.bounds(self._topic.topic, 0).high
         if not take_over:
             self._wait_until_free(say)
-        before = self._topic.read().lease
-        self._scan.start_at(after, before)
+        before = self._topic.read().leases
+        self._scan.start_at(after, before.values())
         _held.add(self._lease.producer)
         self._topic.write_lease(self._lease)
         self._look()
         if self._error is not None:
             _held.discard(self._lease.producer)
             raise self._error
+        if self._lease.rank == 0:
+            for rank, lease in before.items():
+                if rank >= self._lease.ranks:  # of an earlier run of more ranks: nobody writes there any more
+                    self._topic.forget_lease(lease)
+        self._beaten_at = time.monotonic()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
 
@@ -155,36 +176,55 @@ class HeldLease:
         if self._error is not None:
             raise self._error
 
+    @property
+    def silent_s(self) -> float:
+        """Seconds for which the broker is overdue: none while heartbeats come through, every :data:`HEARTBEAT_S`."""
+        return max(0.0, time.monotonic() - self._beaten_at - HEARTBEAT_S)
+
     def _wait_until_free(self, say: Callable[[str], None]) -> None:
         began = time.monotonic()
-        first = lease = self._topic.read().lease
+        first = leases = self._topic.read().leases
         said = False
         while True:
-            verdict = judge(lease, first, time.monotonic() - began, host=self._lease.host, lives=lives)
-            if verdict == "free":
+            watched_s = time.monotonic() - began
+            watching = None
+            for rank, lease in leases.items():
+                if not excludes(lease, self._lease):
+                    continue
+                verdict = judge(lease, first.get(rank), watched_s, host=self._lease.host, lives=lives)
+                if verdict == "held":
+                    raise busy(self._topic.stream, lease)
+                watching = lease if verdict == "watch" else watching
+            if watching is None:
                 return
-            if verdict == "held" and lease is not None:
-                raise busy(self._topic.stream, lease)
-            if lease is not None and not said:
+            if not said:
                 say(
-                    f"the last producer ({_who(lease)}) did not end cleanly: "
+                    f"the last producer ({who(watching)}) did not end cleanly: "
                     f"waiting {LEASE_TTL_S:.0f} s for a sign of life"
                 )
                 said = True
             time.sleep(LOOK_EVERY_S)
-            lease = self._topic.read().lease
+            leases = self._topic.read().leases
 
     def _beat(self) -> None:
         while not self._done.wait(HEARTBEAT_S):
             try:
                 self._look()
-                if self._error is not None:
-                    return
-                beat = self._now().isoformat(timespec="seconds")
-                self._topic.write_lease(self._lease.model_copy(update={"heartbeat": beat}))
+            except BrokerError:
+                continue
             except FeatureStreamError as error:
                 self._error = error
-                return
+            if self._error is not None:
+                break
+            try:
+                beat = self._now().isoformat(timespec="seconds")
+                self._topic.write_lease(self._lease.model_copy(update={"heartbeat": beat}))
+            except FeatureStreamError as error:  # the sink has waited for as long as one may wait
+                self._error = error
+                break
+            self._beaten_at = time.monotonic()
+        if self._lease.producer not in _held:  # the run did not wait
+            self._close()
 
     def _look(self) -> None:
         """Read what came to the topic since the last look; note who has taken over."""
@@ -201,7 +241,7 @@ class HeldLease:
                 winner = self._scan.apply(record)
                 if winner is not None:
                     self._error = StreamBusyError(
-                        f'stream "{self._topic.stream}" was taken over by another producer: {_who(winner)}',
+                        f'stream "{self._topic.stream}" was taken over by another producer: {who(winner)}',
                         hint="it goes on where this one stops",
                     )
                     return
@@ -214,32 +254,38 @@ class HeldLease:
             beat = self._now().isoformat(timespec="seconds")
             self._topic.write_lease(self._lease.model_copy(update={"heartbeat": beat, "released": True}))
 
+    def _close(self) -> None:
+        self._topic.close()
+        self._source.close()
+
 
 class ClaimScan:
     """Finds in the records of a manifest's topic, read in order, the producer that took over from ``mine``.
 
-    That is the first one that appears after ``mine`` and did not appear before it.
+    That is the first one that excludes it, appears after it and did not appear before it.
     """
 
-    def __init__(self, mine: str) -> None:
+    def __init__(self, mine: Lease) -> None:
         self.next_offset = 0
         self._mine = mine
         self._older: set[str] = set()
         self._claimed = False
 
-    def start_at(self, offset: int, before: Lease | None) -> None:
-        """Begin at ``offset``, where ``before`` is the lease that stands already."""
+    def start_at(self, offset: int, before: Iterable[Lease]) -> None:
+        """Begin at ``offset``, where ``before`` are the leases that stand already."""
         self.next_offset = offset
-        if before is not None:
-            self._older.add(before.producer)
+        self._older.update(lease.producer for lease in before)
 
     def apply(self, record: LogRecord) -> Lease | None:
         """Take over one record; return the lease that ends ours, if it is one."""
         self.next_offset = record.offset + 1
-        if record.key != LEASE_KEY.encode() or record.value is None:
+        key = (record.key or b"").decode("utf-8", "replace")
+        if key.partition("/")[0] != LEASE_KEY or record.value is None:
             return None
         lease = from_json(Lease, record.value)
-        if lease.producer == self._mine:
+        if not excludes(lease, self._mine):
+            return None
+        if lease.producer == self._mine.producer:
             self._claimed = True
         elif not self._claimed:
             self._older.add(lease.producer)
@@ -251,7 +297,7 @@ class ClaimScan:
 def busy(stream: str, lease: Lease) -> StreamBusyError:
     """Return the error of a second producer on a live stream."""
     return StreamBusyError(
-        f'stream "{stream}" has a live producer: {_who(lease)}, since {lease.since}, last heartbeat {lease.heartbeat}',
+        f'stream "{stream}" has a live producer: {who(lease)}, since {lease.since}, last heartbeat {lease.heartbeat}',
         hint="stop it first, or replace it with --take-over",
         host=lease.host,
         pid=lease.pid,
@@ -260,8 +306,10 @@ def busy(stream: str, lease: Lease) -> StreamBusyError:
     )
 
 
-def _who(lease: Lease) -> str:
-    return f"process {lease.pid} on {lease.host}"
+def who(lease: Lease) -> str:
+    """Return the producer's process, host and rank."""
+    rank = "" if lease.ranks == 1 else f" (rank {lease.rank} of {lease.ranks})"
+    return f"process {lease.pid} on {lease.host}{rank}"
 
 
 def _now() -> datetime:

@@ -30,7 +30,7 @@ class Ledger:
 
     layout: Layout
     next_pass: int
-    durable: list[int]
+    durable: dict[int, int]
     passes: dict[int, PassSoFar]
     batches: int = 0
     rows: int = 0
@@ -39,10 +39,10 @@ class Ledger:
 
     @classmethod
     def open(
-        cls, layout: Layout, next_pass: int, durable: Sequence[int], so_far: Mapping[int, PassSoFar]
+        cls, layout: Layout, next_pass: int, durable: Mapping[int, int], so_far: Mapping[int, PassSoFar]
     ) -> Ledger:  # fmt: skip
         """Return the accounts as they stand before the first batch of this run."""
-        return cls(layout, next_pass, list(durable), dict(so_far))
+        return cls(layout, next_pass, dict(durable), dict(so_far))
 
     def sent(self, batch: int, *, rows: int, size: int, missing: Sequence[MissingSample], at_ms: int) -> None:
         """Note a batch that was appended, with its rows and the bytes of all its records."""
@@ -63,8 +63,8 @@ class Ledger:
     def finished(self) -> list[FinishedPass]:
         """Return the passes that are complete and were not returned before, in order."""
         found = []
-        while min(self.durable) >= self.layout.pass_start(self.next_pass + 1):
-            this = self.passes.pop(self.next_pass)
+        while min(self.durable.values()) >= self.layout.pass_start(self.next_pass + 1):
+            this = self.passes.pop(self.next_pass, None) or PassSoFar()  # a short pass may have no batch in these lanes
             found.append(FinishedPass(self.next_pass, this.missing, this.gone, this.started_ms))
             self.next_pass += 1
         return found
@@ -72,4 +72,4 @@ class Ledger:
     @property
     def safe_below(self) -> int:
         """Every batch below this one is known to be durable."""
-        return min(self.durable)
+        return min(self.durable.values())

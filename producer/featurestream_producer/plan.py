@@ -24,6 +24,7 @@ BATCH_LIMIT: Final = RECORD_LIMIT - INPUTS_BYTES
 #: What one reader reads a second where the break-even is worked out. A cautious half of what was measured over
 #: loopback with checksum and decoding.
 READ_BYTES_S: Final = 1e9
+EXAMPLE_EPOCHS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,21 @@ class TapPlan:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """A measured forward: images a second of one device, on which device, and how many devices will work."""
+    """What was measured before anything is published.
+
+    Attributes:
+        images_s: images a second that one device's forward takes, on images that are ready.
+        device, devices: which device, and how many of them will work.
+        load_images_s: images a second that one core decodes and transforms; None where that was not measured.
+        loaders: cores that load: the loader processes of all devices; on the CPU all cores of the machine, which the
+            forward takes too.
+    """
 
     images_s: float
     device: str
     devices: int
+    load_images_s: float | None = None
+    loaders: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,27 +101,49 @@ class Plan:
 
     @property
     def images_s(self) -> float | None:
-        """Images a second of all devices, forward only; None where it was not measured."""
-        return None if self.speed is None else self.speed.images_s * self.speed.devices
+        """Images a second of all devices, loading included as far as it was measured; None where nothing was."""
+        return None if self.pass_s is None else self.pass_images / self.pass_s
 
     @property
     def pass_s(self) -> float | None:
-        """Seconds a pass takes, where loading and sending keep up with the devices."""
-        return None if self.images_s is None else self.pass_images / self.images_s
+        """Seconds that loading and the forward of a pass take, where sending keeps up.
+
+        On a GPU both go on at the same time, and the slower one counts; on the CPU they take the same cores, and both
+        count.
+        """
+        if self.speed is None:
+            return None
+        forward_s = self.pass_images / (self.speed.images_s * self.speed.devices)
+        if self.speed.load_images_s is None:
+            return forward_s
+        load_s = self.pass_images / (self.speed.load_images_s * self.speed.loaders)
+        return forward_s + load_s if self.speed.device == "cpu" else max(forward_s, load_s)
+
+    @property
+    def read_s(self) -> float:
+        """Seconds that reading a pass of the widest tap takes at :data:`READ_BYTES_S`."""
+        return max(map(self.tap_pass_bytes, self.taps)) / READ_BYTES_S
+
+    def recompute_s(self, epochs: int) -> float | None:
+        """Return the seconds of so many epochs, over all experiments, that each load and compute what they train on."""
+        return None if self.pass_s is None else epochs * self.pass_s
+
+    def stream_s(self, epochs: int) -> float | None:
+        """Return the seconds of the extraction and of so many epochs, over all experiments, that read it.
+
+        Of an endless stream one pass counts: the later ones are made only while they are read.
+        """
+        return None if self.pass_s is None else (self.passes or 1) * self.pass_s + epochs * self.read_s
 
     def break_even(self) -> int | None:
-        """Return from how many epochs, over all experiments, reading the stream costs less than recomputing it.
+        """Return the first number of epochs, over all experiments, for which the stream costs less than recomputing.
 
-        An epoch that recomputes costs a forward pass; one that reads costs the bytes of the widest tap at
-        :data:`READ_BYTES_S`. The stream's own forward passes come on top (one for an endless stream, whose later
-        passes are made only while they are read). None where reading costs as much as computing: then it never pays.
+        That is the first n with ``recompute_s(n) > stream_s(n)``; None where reading takes as long as computing: then
+        it never pays.
         """
-        if self.pass_s is None:
+        if self.pass_s is None or self.read_s >= self.pass_s:
             return None
-        read_s = max(map(self.tap_pass_bytes, self.taps)) / READ_BYTES_S
-        if read_s >= self.pass_s:
-            return None
-        return math.floor((self.passes or 1) * self.pass_s / (self.pass_s - read_s)) + 1
+        return math.floor((self.passes or 1) * self.pass_s / (self.pass_s - self.read_s)) + 1
 
     def warnings(self) -> list[str]:
         """Return what will work, but perhaps not as hoped."""
@@ -158,9 +191,15 @@ class Plan:
             "disk_bytes": self.disk_bytes,
             "retention_ms": self.retention_ms,
             "retention_bytes": self.retention_bytes,
+            "forward_images_per_s": None if self.speed is None else self.speed.images_s * self.speed.devices,
+            "load_images_per_s_a_core": None if self.speed is None else self.speed.load_images_s,
+            "load_cores": None if self.speed is None else self.speed.loaders,
             "images_per_s": self.images_s,
             "pass_s": self.pass_s,
             "bytes_per_s": None if self.pass_s is None else self.pass_bytes / self.pass_s,
+            "record_bytes_limit": RECORD_LIMIT,
+            "read_bytes_per_s_assumed": READ_BYTES_S,
+            "read_pass_s": self.read_s,
             "break_even_epochs": self.break_even(),
             "warnings": self.warnings(),
         }
@@ -186,20 +225,44 @@ class Plan:
             f"on disk: {size_text(self.disk_bytes)} at most, before replication (kept for "
             f"{retention_text(self.retention_ms)}, and {size_text(self.retention_bytes)} a tap)",
         ]
-        if self.speed is not None and self.pass_s is not None:
-            of = f" x {self.speed.devices}" if self.speed.devices > 1 else ""
-            lines.append(
-                f"speed:   {self.speed.images_s:,.0f} images/s on {self.speed.device}{of} (forward only), "
-                f"{size_text(self.pass_bytes / self.pass_s)}/s, {duration_text(self.pass_s)} a pass"
-            )
-            epochs = self.break_even()
-            lines.append(
-                f"pays:    from {epochs} epochs over all experiments on ({epochs} experiments of one epoch, "
-                f"or one of {epochs})"
-                if epochs is not None
-                else "pays:    never: reading these features takes as long as computing them; pool the maps"
-            )
+        lines += self._cost_lines()
         return "\n".join(lines + [f"warning: {text}" for text in self.warnings()])
+
+    def _cost_lines(self) -> list[str]:
+        """Return how fast a pass is, and from when on the stream costs less than recomputing."""
+        speed, pass_s, images_s = self.speed, self.pass_s, self.images_s
+        if speed is None or pass_s is None or images_s is None:
+            return []
+        of = f" x {speed.devices}" if speed.devices > 1 else ""
+        lines = [f"speed:   {speed.images_s:,.0f} images/s on {speed.device}{of} (forward only), "]
+        if speed.load_images_s is not None:
+            cores = "1 core" if speed.loaders == 1 else f"{speed.loaders} cores"
+            how = "which the forward takes too" if speed.device == "cpu" else "at the same time"
+            lines[0] += (
+                f"{speed.load_images_s:,.0f} images/s loading a core (on {cores}, {how}); "
+                f"together {images_s:,.0f} images/s, "
+            )
+        lines[0] += f"{size_text(self.pass_bytes / pass_s)}/s, {duration_text(pass_s)} a pass"
+        epochs = self.break_even()
+        passes, read = self.passes or 1, duration_text(self.read_s)
+        lines += [
+            f"cost:    recomputing takes {duration_text(pass_s)} an epoch; the stream takes {passes} x "
+            f"{duration_text(pass_s)} once, and {read} an epoch "
+            f"(assumed: {size_text(READ_BYTES_S)}/s of the widest tap)"
+        ]
+        if epochs is None:
+            return [*lines, "pays:    never: reading these features takes as long as computing them; pool the maps"]
+        lines.append(
+            f"pays:    from {epochs} epochs over all experiments on ({epochs} experiments of one epoch, "
+            f"or one of {epochs})"
+        )
+        recompute_s, stream_s = self.recompute_s(EXAMPLE_EPOCHS), self.stream_s(EXAMPLE_EPOCHS)
+        if recompute_s is not None and stream_s is not None and epochs <= EXAMPLE_EPOCHS:
+            lines.append(
+                f"         10 experiments of 10 epochs: {duration_text(recompute_s)} recomputed, "
+                f"{duration_text(stream_s)} from the stream"
+            )
+        return lines
 
 
 def plan_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Sequence
@@ -20,9 +21,11 @@ from featurestream.table import label_facts
 from featurestream_producer.backbones import Backbone, build_backbone
 from featurestream_producer.config import DEFAULT_LANES, ProduceConfig
 from featurestream_producer.datasets import ImageDataset, decoder_of, open_dataset
-from featurestream_producer.devices import device_title, find_devices
+from featurestream_producer.devices import device_title, find_devices, loader_workers
+from featurestream_producer.loader import BatchPlan, load_batch
 from featurestream_producer.plan import Plan, Speed, choose_batch_samples, plan_of
-from featurestream_producer.sampling import sample_seed
+from featurestream_producer.ranks import Rank, find_rank
+from featurestream_producer.sampling import permutation, sample_seed
 from featurestream_producer.taps import DTYPES, TapReader, TapSpec, parse_taps
 from featurestream_producer.transforms import Transform, build_transform
 from featurestream_producer.worker import Job
@@ -30,6 +33,7 @@ from featurestream_producer.worker import Job
 #: Packages whose version may change the last bits of a feature.
 DECIDING_PACKAGES: Final = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "torchcodec")
 MEASURE_S: Final = 2.0
+FEW: Final = 8  # images that go through before anything is measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +47,7 @@ class Prepared:
     backbone: Backbone
     reader: TapReader
     manifest: Manifest
+    rank: Rank
 
     def plan(self, manifest: Manifest, speed: Speed | None = None) -> Plan:
         """Return the plan of the stream that ``manifest`` describes, with this run's retention."""
@@ -55,16 +60,17 @@ class Prepared:
         )
 
 
-def prepare(config: ProduceConfig) -> Prepared:
-    """Return the run that ``config`` asks for.
+def prepare(config: ProduceConfig, rank: Rank | None = None) -> Prepared:
+    """Return the run that ``config`` asks for, on one of several ranks (default: as torchrun's environment says).
 
     Names, data, backbone, taps and devices are checked by building them; a sample that is too large for a record, and
     lanes that are fewer than devices, are refused. Images are not read, and no broker is needed. Raises what the parts
     raise: UsageError, UnknownNameError, DataError, FeatureRangeError.
     """
-    devices = find_devices(config.devices)
-    lanes = config.lanes if config.given("lanes") else max(DEFAULT_LANES, len(devices))
-    check_lanes(lanes, devices)
+    rank = find_rank() if rank is None else rank
+    devices = find_devices(config.devices, rank)
+    lanes = config.lanes if config.given("lanes") else max(DEFAULT_LANES, len(devices) * rank.size)
+    check_lanes(lanes, devices, rank)
     specs = parse_taps(list(config.taps))
     dataset = open_dataset(
         config.data,
@@ -112,7 +118,7 @@ def prepare(config: ProduceConfig) -> Prepared:
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         made_with=made_with(devices[0]),
     )
-    return Prepared(config, devices, dataset, transform, backbone, reader, sealed(manifest))
+    return Prepared(config, devices, dataset, transform, backbone, reader, sealed(manifest), rank)
 
 
 def build_reader(
@@ -160,16 +166,21 @@ def agreed(existing: Manifest, prepared: Prepared) -> Manifest:
     if not config.given("batch_size"):
         updates["batch_samples"] = existing.batch_samples
     check_same(existing, sealed(wanted.model_copy(update=updates)))
-    check_lanes(existing.lanes, prepared.devices)
+    check_lanes(existing.lanes, prepared.devices, prepared.rank)
     return existing.model_copy(update={"passes": config.passes}) if config.given("passes") else existing
 
 
-def check_lanes(lanes: int, devices: Sequence[str]) -> None:
-    """Raise UsageError where a device would have no lane."""
-    if lanes < len(devices):
+def check_lanes(lanes: int, devices: Sequence[str], rank: Rank) -> None:
+    """Raise UsageError where a device of this rank would have no lane."""
+    own = len(rank.lanes(lanes))
+    if own < len(devices):
+        whole = f"{lanes} lane{'s' if lanes > 1 else ''}"
+        what = f"{len(devices)} device{'s' if len(devices) > 1 else ''}"
+        share = whole if rank.alone else f"the {own} of {whole} that {rank} has"
         raise UsageError(
-            f"{len(devices)} devices cannot share {lanes} lane{'s' if lanes > 1 else ''}: each needs one of its own",
-            hint=f"a new stream can have --lanes {len(devices)}; an existing one takes at most {lanes} devices",
+            f"{what} cannot share {share}: each needs one of its own",
+            hint=f"a new stream can have --lanes {len(devices) * rank.size}; an existing one takes at most "
+            f"{lanes} devices",
         )
 
 
@@ -218,21 +229,68 @@ def check_an_image(prepared: Prepared) -> None:
 
 
 def measure(prepared: Prepared) -> Speed:
-    """Return the speed of the forward on random pixels, measured for about :data:`MEASURE_S` on the first device."""
-    device, size = prepared.devices[0], prepared.transform.image_size
+    """Return the speed of the forward and of loading, each measured for about :data:`MEASURE_S` after a few images.
+
+    The forward is measured on random pixels on the first device, loading on the first images of pass 0 in this
+    process. Raises DataError where no image can be decoded.
+    """
+    devices, device = prepared.devices, prepared.devices[0]
+    cores = os.cpu_count() or 1
+    loaders = prepared.config.workers
+    if loaders is None:
+        loaders = loader_workers(device, len(devices), cores)
+    threads = torch.get_num_threads()
+    if len(devices) > 1 and device == "cpu":
+        torch.set_num_threads(max(1, threads // len(devices)))  # as each process has them
+    try:
+        images_s = _forward_speed(prepared, device)
+    finally:
+        torch.set_num_threads(threads)
+    return Speed(
+        images_s,
+        device_title(device),
+        len(devices),
+        load_images_s=_load_speed(prepared),
+        loaders=cores if device == "cpu" else max(loaders, 1) * len(devices),
+    )
+
+
+def _forward_speed(prepared: Prepared, device: str) -> float:
+    size = prepared.transform.image_size
     reader = prepared.reader
     if len(prepared.devices) > 1:
         specs = parse_taps(list(prepared.config.taps))
         reader = build_reader(prepared.config, prepared.backbone, prepared.transform, specs, device)
     rows = prepared.manifest.batch_samples * prepared.manifest.views
-    few = min(rows, 8)
+    few = min(rows, FEW)
     generator = np.random.default_rng(0)
     images_BCHW = torch.from_numpy(generator.standard_normal((rows, 3, size, size), dtype=np.float32))
     reader(images_BCHW[:few])  # the first forward also chooses algorithms and takes memory
     few_s = _seconds(reader, images_BCHW[:few])
     many = max(few, min(rows, int(few * MEASURE_S / max(few_s, 1e-6))))
     reader(images_BCHW[:many])
-    return Speed(many / _seconds(reader, images_BCHW[:many]), device_title(device), len(prepared.devices))
+    return many / _seconds(reader, images_BCHW[:many])
+
+
+def _load_speed(prepared: Prepared) -> float:
+    """Return the images (views) a second that one core decodes and transforms; what cannot be decoded counts too."""
+    check_an_image(prepared)
+    manifest = prepared.manifest
+    order = permutation(manifest.seed, 0, len(prepared.dataset))
+
+    def load(first: int, count: int) -> float:
+        plan = BatchPlan(0, 0, order[first : first + count])
+        began = time.perf_counter()
+        load_batch(prepared.dataset, prepared.transform, plan, seed=manifest.seed, views=manifest.views)
+        return time.perf_counter() - began
+
+    few = min(len(order), FEW)
+    load(0, few)  # the first images also import what decodes them
+    few_s = load(0, few)
+    # Others than the first ones, which the machine now has in memory.
+    many = max(1, min(len(order) - few, manifest.batch_samples, int(few * MEASURE_S / max(few_s, 1e-6))))
+    first = few if len(order) > few else 0
+    return many * manifest.views / load(first, many)
 
 
 def _seconds(reader: TapReader, images_BCHW: torch.Tensor) -> float:

@@ -26,11 +26,19 @@ QUIET_S = 0.3  # requests of a killed producer may still arrive for so long
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """The end of a stream: ``next_batch[tap, lane]`` is the first batch that this lane of this tap does not hold."""
+    """The end of a stream, or of some of its lanes.
+
+    ``next_batch[tap, lane]`` is the first batch that this lane of this tap does not hold.
+    """
 
     layout: Layout
     taps: tuple[str, ...]
     next_batch: Mapping[tuple[str, int], int]
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """The lanes whose end this is."""
+        return tuple(sorted({lane for _, lane in self.next_batch}))
 
     def lacking(self, batch: int) -> tuple[str, ...]:
         """Return the taps whose record of ``batch`` is not there."""
@@ -69,15 +77,21 @@ class PassSoFar:
     started_ms: int | None = None
 
 
-def fresh_tail(manifest: Manifest) -> Tail:
-    """Return the tail of a stream that has no record yet."""
+def fresh_tail(manifest: Manifest, lanes: Sequence[int] | None = None) -> Tail:
+    """Return the tail of a stream that has no record yet, or of some of its lanes."""
     layout = manifest.layout
     taps = tuple(tap.name for tap in manifest.taps)
-    return Tail(layout, taps, {(tap, lane): lane for tap in taps for lane in range(layout.lanes)})
+    lanes = range(layout.lanes) if lanes is None else lanes
+    return Tail(layout, taps, {(tap, lane): lane for tap in taps for lane in lanes})
 
 
-def find_tail(source: RecordSource, manifest: Manifest, finished_passes: int) -> Tail:
-    """Return where the stream stands, once its lanes have stood still for :data:`QUIET_S`.
+def find_tail(
+    source: RecordSource,
+    manifest: Manifest,
+    finished_passes: int,
+    lanes: Sequence[int] | None = None,
+) -> Tail:
+    """Return where the stream, or some of its lanes, stand once they have stood still for :data:`QUIET_S`.
 
     A lane from which retention has deleted everything tells nothing but how many records it had, duplicates among
     them. It goes on at the first pass that is not finished (``finished_passes``): what it publishes again is gone from
@@ -87,19 +101,20 @@ def find_tail(source: RecordSource, manifest: Manifest, finished_passes: int) ->
     """
     layout = manifest.layout
     topics = {tap.name: tap_topic(manifest.stream, tap.name) for tap in manifest.taps}
-    places = [(topic, lane) for topic in topics.values() for lane in range(layout.lanes)]
+    chosen = range(layout.lanes) if lanes is None else lanes
+    places = [(topic, lane) for topic in topics.values() for lane in chosen]
     bounds = settled_bounds(source, places, quiet_s=QUIET_S)
-    lanes = Lanes(source, layout, tuple(topics.values()))
+    finder = Lanes(source, layout, tuple(topics.values()))
     next_batch: dict[tuple[str, int], int] = {}
     for tap, topic in topics.items():
-        for lane in range(layout.lanes):
+        for lane in chosen:
             low, high = bounds[topic, lane]
             if low == high:
                 least = layout.next_in_lane(lane, layout.pass_start(finished_passes)) if high else lane
                 next_batch[tap, lane] = least
                 continue
             _check_fingerprint(source.record_at(topic, lane, high - 1), manifest)
-            greatest = lanes.greatest(topic, lane, high)
+            greatest = finder.greatest(topic, lane, high)
             if greatest is None:  # deleted between the two looks
                 greatest = layout.next_in_lane(lane, layout.pass_start(finished_passes)) - layout.lanes
             next_batch[tap, lane] = greatest + layout.lanes
@@ -107,7 +122,7 @@ def find_tail(source: RecordSource, manifest: Manifest, finished_passes: int) ->
 
 
 def passes_so_far(source: RecordSource, manifest: Manifest, tail: Tail, finished_passes: int) -> dict[int, PassSoFar]:
-    """Return what is there of the passes that have no record yet, by pass number.
+    """Return what is there, in the tail's lanes, of the passes that have no record yet, by pass number.
 
     Headers tell how many rows a batch has; only where rows are missing is its value looked into. The narrowest tap is
     read, one lane after the other.
@@ -116,18 +131,19 @@ def passes_so_far(source: RecordSource, manifest: Manifest, tail: Tail, finished
     start = layout.pass_start(finished_passes)
     passes: dict[int, PassSoFar] = {}
     stop = max(tail.next_batch.values())
+    own = frozenset(tail.lanes)
     for batch in range(start, stop):
-        if not tail.lacking(batch):
+        if layout.lane_of(batch) in own and not tail.lacking(batch):
             passes.setdefault(layout.pass_of(batch), PassSoFar())
     narrowest = min(manifest.taps, key=lambda tap: tap.numbers * ITEM_BYTES[manifest.dtype])
     topic = tap_topic(manifest.stream, narrowest.name)
     lanes = Lanes(source, layout, (topic,))
-    for lane in range(layout.lanes):
+    for lane in tail.lanes:
         end = min(tail.next_batch[tap, lane] for tap in tail.taps)
         first = layout.next_in_lane(lane, start)
         if first >= end:
             continue
-        for batch, record in _lane_records(lanes, topic, lane, range(first, end, layout.lanes)):
+        for batch, record in lane_records(lanes, topic, lane, range(first, end, layout.lanes)):
             if record is None:
                 passes[layout.pass_of(batch)].gone += 1
             else:
@@ -135,10 +151,10 @@ def passes_so_far(source: RecordSource, manifest: Manifest, tail: Tail, finished
     return passes
 
 
-def _lane_records(
+def lane_records(
     lanes: Lanes, topic: str, lane: int, batches: range
 ) -> Iterator[tuple[int, LogRecord | None]]:  # fmt: skip
-    """Yield each of a lane's batches with its record, or with None where that is gone."""
+    """Yield each of some batches that a lane holds or has held with its record, or with None where that is gone."""
     left = lanes.first_left(topic, lane)
     there = [batch for batch in batches if batch >= left]
     yield from ((batch, None) for batch in batches if batch < left)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,18 +22,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featurestream.errors import DataError, UsageError
+from featurestream.errors import DataError, FeatureStreamError, OutsideError, UsageError
 from featurestream.health import Canary
 from featurestream.manifest import Manifest
 from featurestream.names import record_key, tap_topic
 from featurestream.ports import RecordSink
 from featurestream.record import MissingSample, Record, short_reason
 from featurestream.wire import Encoder, headers_of
+from featurestream_producer.bound import PaceBound
 from featurestream_producer.canary import make_canary
 from featurestream_producer.datasets import ImageDataset
+from featurestream_producer.distance import Gate
 from featurestream_producer.health import Glance, InputGlance, is_early, is_looked_at, look_at, look_at_inputs
 from featurestream_producer.inputs import input_checksums, to_extra
-from featurestream_producer.loader import BatchLoader, BatchPlan, LoadedBatch
+from featurestream_producer.loader import BatchLoader, BatchPlan, LoadedBatch, load_batch
 from featurestream_producer.preset import Preset
 from featurestream_producer.resume import Tail
 from featurestream_producer.sampling import permutation
@@ -54,6 +57,8 @@ class Job:
         device: a torch device.
         loader_workers: processes that load images for it; 0 is a thread of its own.
         expected: the normalisation that the weights want, where somebody has said it.
+        limit: the first batch that it may not compute until it is told that it may; None: there is no limit.
+        paced: whether it waits until it is told how far it may go.
     """
 
     manifest: Manifest
@@ -65,6 +70,12 @@ class Job:
     device: str
     loader_workers: int
     expected: Preset | None = None
+    limit: int | None = None
+    paced: bool = False
+
+    def pace_bound(self) -> PaceBound:
+        """Return how far the worker may go at first: nowhere where it is paced, else to the end."""
+        return PaceBound(below=0 if self.paced else None)
 
     @property
     def lanes(self) -> tuple[int, ...]:
@@ -122,13 +133,15 @@ class Durable:
 class Stages:
     """Seconds in which the device's thread waited for images, computed, and waited for room to send.
 
-    ``sending_s`` is the sender's own time for encoding and appending, beside the others.
+    ``ahead_s`` it waited for slower devices. ``sending_s`` is the sender's own time for encoding and appending, beside
+    the others.
     """
 
     data_s: float = 0.0
     forward_s: float = 0.0
     send_s: float = 0.0
     sending_s: float = 0.0
+    ahead_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,15 +164,29 @@ class _Features:
     extracted_ns: int
 
 
-def work(job: Job, reader: TapReader, sink: RecordSink, report: Report, stop: threading.Event) -> Stages:
+def work(
+    job: Job,
+    reader: TapReader,
+    sink: RecordSink,
+    report: Report,
+    stop: threading.Event,
+    *,
+    gate: Gate,
+    pace: PaceBound,
+    between: Callable[[], None] = lambda: None,
+) -> Stages:
     """Publish what the job says until nothing is left or ``stop`` is set; return where the time went.
+
+    A batch is computed when ``gate`` lets it pass, and not before ``pace`` lets it through; while the worker waits for
+    that, what it has sent is durable and reported, and no time is counted. ``between`` is called between batches, and
+    now and then while the worker waits.
 
     All that was computed is sent and made durable, also when ``stop`` is set, and when the forward or the loader
     fails. Raises what failed first: BrokerError, FeatureRangeError (nothing of that batch was published), UsageError
     or OutsideError of the loader, DataError where suddenly no image can be decoded any more.
     """
     sender = _Sender(job, sink, report)
-    data_s = forward_s = send_s = 0.0
+    data_s = forward_s = send_s = ahead_s = 0.0
     in_a_row = 0
     report(Ready(job.index, make_canary(reader, job.transform, job.device)))
     with sender, BatchLoader(
@@ -174,29 +201,64 @@ def work(job: Job, reader: TapReader, sink: RecordSink, report: Report, stop: th
             data_s += got - began
             if loaded is None:
                 break
+            if not pace.is_open(loaded.plan.batch):
+                sender.settle(loaded.plan.batch)
+                while not stop.is_set() and not pace.wait(loaded.plan.batch, LOOK_S):
+                    between()
+                if stop.is_set():
+                    break
+            between()
+            got = time.perf_counter()
             in_a_row = 0 if len(loaded.present) else in_a_row + len(loaded.missing)
             if in_a_row >= LOST_AFTER:
                 raise _lost(loaded, in_a_row)
-            # Before a layer can overwrite the images.
-            inputs = input_checksums(loaded.plan.batch, loaded.images)
+            if not gate.wait(loaded.plan.batch, stop.is_set, LOOK_S):
+                break
+            begun = time.perf_counter()
+            ahead_s += begun - got
             looked = is_looked_at(loaded.plan.batch, job.tail.first_lacking, job.manifest.lanes)
-            seen = look_at_inputs(loaded.images, job.manifest.views, job.expected) if looked else None
-            features = _forward(reader, loaded, job.device)
+            made = _features(job, reader, loaded, looked=looked)
             computed = time.perf_counter()
-            forward_s += computed - got
-            sender.put(_Features(loaded, features, inputs, seen, time.time_ns()))
+            forward_s += computed - begun
+            sender.put(made)
             send_s += time.perf_counter() - computed
         sender.finish(stopped=stop.is_set())
-    return Stages(data_s, forward_s, send_s, sender.busy_s)
+    return Stages(data_s, forward_s, send_s, sender.busy_s, ahead_s)
+
+
+def publish_batch(job: Job, reader: TapReader, sink: RecordSink, plan: BatchPlan) -> Sent:
+    """Publish one batch of the job's stream in the calling thread; it is durable when this returns."""
+    loaded = load_batch(job.dataset, job.transform, plan, seed=job.manifest.seed, views=job.manifest.views)
+    sent = _Sender(job, sink, lambda _: None).send(_features(job, reader, loaded, looked=False))
+    sink.flush()
+    return sent
+
+
+def _features(job: Job, reader: TapReader, loaded: LoadedBatch, *, looked: bool) -> _Features:
+    """Return what is sent of a batch; ``looked`` says whether its images and features are looked at."""
+    # Before a layer can overwrite the images.
+    inputs = input_checksums(loaded.plan.batch, loaded.images)
+    seen = look_at_inputs(loaded.images, job.manifest.views, job.expected) if looked else None
+    return _Features(loaded, _forward(reader, loaded, job.device), inputs, seen, time.time_ns())
 
 
 def _forward(reader: TapReader, loaded: LoadedBatch, device: str) -> dict[str, Tensor]:
     try:
         return {tap: feature.cpu() for tap, feature in reader(loaded.images).items()}
+    except FeatureStreamError:
+        raise
     except torch.OutOfMemoryError as error:
         raise UsageError(
             f"{device} has no memory left for batches of {len(loaded.images)} images: {str(error).splitlines()[0]}",
             hint="a smaller --batch-size (it is part of the fingerprint), or --image-size",
+        ) from error
+    except Exception as error:  # whatever the model's own code, or the device's driver, raises
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        lines = str(error).splitlines() or [""]
+        raise OutsideError(
+            f"the model failed on batch {loaded.plan.batch} on {device}: {type(error).__name__}: {lines[0]} "
+            f"({place.filename}, line {place.lineno})",
+            hint="what was computed before is safe; the same command goes on with this batch",
         ) from error
 
 
@@ -207,6 +269,11 @@ def _lost(loaded: LoadedBatch, in_a_row: int) -> DataError:
         f"the last: {name}: {reason}",
         hint="is the disk still there? what was published before is safe; the same command goes on",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Settle:
+    below: int  # all of the worker's batches below this one have been put before
 
 
 class _Sender:
@@ -221,7 +288,7 @@ class _Sender:
         self._job = job
         self._sink = sink
         self._report = report
-        self._queue: queue.Queue[_Features | None] = queue.Queue(QUEUED_BATCHES)
+        self._queue: queue.Queue[_Features | _Settle | None] = queue.Queue(QUEUED_BATCHES)
         self._encoder = Encoder()
         self._error: BaseException | None = None
         self._next = job.durable_below  # the worker's batches below this one have been appended
@@ -240,11 +307,18 @@ class _Sender:
 
     def put(self, features: _Features) -> None:
         """Hand a batch over; blocks while the queue is full. Raises what the sender has failed with."""
+        self._put(features)
+
+    def settle(self, below: int) -> None:
+        """Have everything made durable and reported, now that all of the worker's batches below ``below`` are here."""
+        self._put(_Settle(below))
+
+    def _put(self, item: _Features | _Settle) -> None:
         while True:
             if self._error is not None:
                 raise self._error
             try:
-                return self._queue.put(features, timeout=LOOK_S)
+                return self._queue.put(item, timeout=LOOK_S)
             except queue.Full:
                 continue
 
@@ -269,20 +343,25 @@ class _Sender:
         try:
             number: int | None = None
             while (item := self._queue.get()) is not None:
+                if isinstance(item, _Settle):
+                    self._sink.flush()
+                    self._report(Durable(self._job.index, item.below))
+                    continue
                 began = time.perf_counter()
                 plan = item.loaded.plan
                 if number is not None and plan.pass_number > number:
                     self._sink.flush()
                     self._report(Durable(self._job.index, plan.batch))
                 number = plan.pass_number
-                self._report(self._send(item))
+                self._report(self.send(item))
                 self._next = plan.batch + 1
                 self.busy_s += time.perf_counter() - began
             self._sink.flush()
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that computes
             self._error = error
 
-    def _send(self, item: _Features) -> Sent:
+    def send(self, item: _Features) -> Sent:
+        """Append the records of a batch that are lacking, in the calling thread."""
         manifest, plan = self._job.manifest, item.loaded.plan
         dataset = self._job.dataset
         indices = item.loaded.present

@@ -69,6 +69,21 @@ class LogContract:
         assert found[f"featurestream.{name}.one"] == {(name, 0): 4, (name, 2): 9}
         assert found[f"featurestream.{name}.two"] == {(name, 1): 0}
 
+    def test_a_note_stands_beside_a_committed_position_until_the_next_one(self, log, name):
+        log.create_topic(name, 2, SETTINGS)
+        log.commit_positions(f"featurestream.{name}.one", {(name, 0): 4, (name, 1): 7}, "reading")
+        log.commit_positions(f"featurestream.{name}.two", {(name, 1): 0})
+        prefix = f"featurestream.{name}."
+        assert log.committed_notes(prefix) == {f"{prefix}one": {"reading"}, f"{prefix}two": set()}
+        log.commit_positions(f"featurestream.{name}.one", {(name, 1): 8}, "done")
+        assert log.committed_notes(f"{prefix}o") == {f"{prefix}one": {"reading", "done"}}
+
+    def test_a_topic_has_the_settings_that_it_was_created_with(self, log, name):
+        log.create_topic(name, 1, SETTINGS | {"retention.ms": "1234567"})
+        assert log.settings(name)["retention.ms"] == "1234567"
+        with pytest.raises(StreamNotFoundError):
+            log.settings(f"{name}-other")
+
     def test_groups_of_other_programs_are_not_ours(self, log, name):
         log.create_topic(name, 1, SETTINGS)
         log.commit_positions(f"other.{name}", {(name, 0): 1})

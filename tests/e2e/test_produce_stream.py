@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,16 +15,27 @@ import pytest
 import torch
 
 from featurestream.cluster import Cluster
-from featurestream.errors import StreamBusyError
+from featurestream.errors import OutsideError, StreamBusyError
 from featurestream.kafka import KafkaLog
 from featurestream.manifest_topic import ManifestTopic, StreamFacts, require_manifest
 from featurestream.tensors import tensor_of
+from featurestream_producer import distance
 from featurestream_producer.backbones import build_backbone
 from featurestream_producer.datasets import open_dataset
 from featurestream_producer.run import produce
 from featurestream_producer.sampling import order_checksum, permutation, sample_seed
 from featurestream_producer.transforms import build_transform
-from tests.producing import TAPS, command, config, contents, read_lanes, seen_numbers, wait_for_batches, write_images
+from tests.producing import (
+    SLOW_ONE,
+    TAPS,
+    command,
+    config,
+    contents,
+    read_lanes,
+    seen_numbers,
+    wait_for_batches,
+    write_images,
+)
 
 pytestmark = pytest.mark.broker
 NAMES = [tap.partition("=")[2] for tap in TAPS]
@@ -186,6 +198,70 @@ def test_a_worker_that_is_killed_takes_the_run_down_with_its_reason(
     lease = facts_of(log, unique).lease
     assert lease is not None
     assert lease.released
+
+
+def test_a_model_that_fails_in_a_worker_ends_the_run_with_its_words_and_place(
+    log: KafkaLog, images: Path, unique: str
+) -> None:
+    run = config(images, unique, devices=("cpu", "cpu"), passes=50, model="tests.producing:small_that_fails")
+    with pytest.raises(OutsideError) as failed:
+        produce(run, log, say=lambda _: None)
+    assert failed.value.exit_code == 3
+    assert re.match(
+        r"the model failed on batch \d+ on cpu: RuntimeError: no more of this \(.*producing\.py, line \d+\); "
+        r"what was computed before is safe",
+        str(failed.value),
+    )
+    lease = facts_of(log, unique).lease
+    assert lease is not None
+    assert lease.released
+    for (_, lane), records in read_lanes(log, require_manifest(log, unique)).items():
+        assert [record.batch for record in records] == list(range(lane, lane + 3 * len(records), 3))
+
+
+def test_a_fast_worker_stays_within_the_bound_of_a_slow_one(
+    log: KafkaLog, images: Path, unique: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Four rounds of three lanes are 12 batches; the fast worker alone would be some 70 ahead at its end."""
+    monkeypatch.setattr(distance, "ROUNDS", 4)
+    monkeypatch.setenv(SLOW_ONE, str(tmp_path / "slow"))
+    model = "tests.producing:small_with_one_slow_worker"
+    said: list[str] = []
+    result = produce(config(images, unique, devices=("cpu", "cpu"), passes=20, model=model), log, say=said.append)
+    assert result.finished
+    assert result.stages.ahead_s > 0
+    assert "waiting for slower devices" in said[-1]
+    stamped = []
+    source = log.source()
+    for lane in range(3):
+        for batch in range(lane, 120, 3):
+            stamped.append((source.record_at(f"{unique}.late", lane, batch // 3).timestamp_ms, batch))
+    source.close()
+    following, greatest = {0: 0, 1: 1, 2: 2}, 0
+    for _, batch in sorted(stamped):
+        greatest = max(greatest, batch - min(following.values()))
+        following[batch % 3] = batch + 3 if batch + 3 < 120 else 120
+    print(f"greatest distance: {greatest} batches")
+    # What the slow one has sent may reach the log a little after what the fast one then computes: two more rounds.
+    assert 8 <= greatest <= 18
+
+
+def test_torchrun_starts_ranks_that_publish_one_stream(
+    log: KafkaLog, broker: Cluster, images: Path, unique: str
+) -> None:
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    with command(images, unique, broker.bootstrap_servers, delay_s=0, launcher=launcher) as process:
+        _, shown = process.communicate(timeout=120)
+    assert process.returncode == 0, shown
+    assert f"{unique}, rank 0 of 2: " in shown
+    assert f"{unique}, rank 1 of 2: " in shown
+    facts = facts_of(log, unique)
+    assert facts.end is not None
+    assert [(lease.rank, lease.ranks, lease.released) for _, lease in sorted(facts.leases.items())] == [
+        (0, 2, True), (1, 2, True),
+    ]  # fmt: skip
+    produce(config(images, f"{unique}-2"), log, say=lambda _: None)
+    assert contents(log, require_manifest(log, unique)) == contents(log, require_manifest(log, f"{unique}-2"))
 
 
 def test_a_producer_that_is_taken_over_stops_and_the_new_one_goes_on(

@@ -13,8 +13,8 @@ from featurectl.app import app, run
 from featurestream.errors import BrokerError, GoneError, InternalError, UsageError
 
 COMMANDS = (
-    "demo", "broker", "produce", "layers", "streams", "peek", "picture", "train", "sweep", "fork", "probe", "compare",
-    "doctor",
+    "demo", "broker", "produce", "request", "layers", "streams", "peek", "picture", "train", "sweep", "fork", "probe",
+    "compare", "doctor",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "pandas", "numpy", "matplotlib", "confluent_kafka", "pydantic")
 

@@ -54,6 +54,8 @@ def loud() -> nn.Module:
         ),
         (produce("IMAGES", model=LOUD, tap="2=t"), 3, "float16"),
         (produce("IMAGES", "--batch-size", "2", model=NAN, tap="1=t"), 3, 'tap "t"'),
+        (produce("IMAGES", "--device", "cuda:99"), 2, 'unknown device "cuda:99"; '),
+        (produce("IMAGES", "--device", "cpu,cpu,cpu", "--lanes", "2"), 2, "3 devices cannot share 2 lanes"),
         ((*TRAIN, "--tap", "layer3", "--head", "mpl"), 2, 'unknown head "mpl"; did you mean "mlp"?'),
         ((*TRAIN, "--tap", "layer3", "--optimizer", "Addam"), 2, 'unknown optimiser "Addam"; did you mean "Adam"?'),
         ((*TRAIN, "--tap", "layer9"), 2, 'unknown tap of stream toy "layer9"; did you mean "layer3"?'),
@@ -92,6 +94,24 @@ def test_a_mistake_is_one_line_with_the_next_step(*, words, code, says, cli, log
     assert "Traceback" not in outcome.err
     assert outcome.out == ""
     assert not (tmp_path / "E1").exists(), "a mistake leaves no run folder behind"
+
+
+def test_a_rank_that_does_not_fit_its_number_of_ranks_is_the_callers_mistake(cli, log, images, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "2")
+    outcome = cli(*produce(images))
+    assert outcome.code == 2
+    assert "the environment says RANK=2, of 2; expected 0 to 1" in outcome.err
+    assert log.topics() == {}
+
+
+def test_a_data_set_that_changed_is_refused_with_the_samples_that_did(cli, log, tmp_path):
+    images = write_images(tmp_path / "images", 8)
+    assert cli(*produce(images)).code == 0
+    (images / "b" / "003.png").rename(images / "a" / "003.png")
+    outcome = cli(*produce(images))
+    assert outcome.code == 2
+    assert "samples: gone: b/003.png; new: a/003.png; a stream's data set is fixed" in outcome.err
 
 
 def test_a_second_producer_on_a_live_stream_is_refused_with_its_holder(cli, log, images):

@@ -11,7 +11,7 @@ import pytest
 from featurestream.cluster import Cluster
 from featurestream.health import Canary, Health, InputHealth, TapCanary, TapHealth
 from featurestream.kafka import KafkaLog
-from featurestream.manifest import End, Lease, PassRecord
+from featurestream.manifest import End, Lease, PassRecord, RetentionWarning
 from featurestream.manifest_topic import ManifestTopic
 from featurestream.memory import MemoryLog
 from featurestream.names import manifest_topic, reader_group
@@ -93,6 +93,19 @@ def test_the_facts_of_a_finished_stream(cli, log) -> None:
         "readers": [{"experiment": "E1", "lag_batches": 2}, {"experiment": "done", "lag_batches": 0}],
     }
     assert before <= round(time.time() * 1000)
+
+
+def test_a_warning_that_retention_comes_near_to_a_reader_is_shown(cli, log) -> None:
+    publish(log, make_manifest("toy"))
+    warning = RetentionWarning(reader="E1", batch=3, tap="avgpool", share=0.8, by="time", text="E1 is slow", at=AT)
+    with ManifestTopic(log, "toy") as topic:
+        topic.write_retention_warning(warning.model_copy(update={"text": "the one before"}))
+        topic.write_retention_warning(warning)
+    [facts] = cli("streams", "toy", "--json").rows
+    assert facts["retention_warnings"] == [warning.model_dump(mode="json")]
+    assert next(line for line in cli("streams", "toy").out.splitlines() if "warning" in line).endswith(
+        f"{AT}: E1 is slow"
+    )
 
 
 def test_one_stream_is_shown_with_its_manifest_taps_and_passes(cli, log) -> None:
@@ -215,6 +228,18 @@ def test_the_producers_state_comes_from_its_lease(cli, log, lease, state) -> Non
     with ManifestTopic(log, "toy") as topic:
         topic.write_lease(lease)
     assert cli("streams", "--json").rows[0]["producer"] == state
+
+
+def test_several_ranks_are_one_producer_that_lives_while_one_of_them_does(cli, log) -> None:
+    create(log, make_manifest("toy"))
+    ranks = {"run": "run", "ranks": 2}
+    with ManifestTopic(log, "toy") as topic:
+        topic.write_lease(lease_of(os.getppid(), released=True).model_copy(update=ranks))
+        topic.write_lease(lease_of(os.getppid()).model_copy(update=ranks | {"rank": 1}))
+    assert cli("streams", "--json").rows[0]["producer"] == "live"
+    assert [lease["rank"] for lease in cli("streams", "toy", "--json").rows[0]["leases"]] == [0, 1]
+    shown = cli("streams", "toy").out
+    assert f"rank 1      process {os.getppid()} on {this_host()}, last heartbeat" in shown
 
 
 def test_a_producer_elsewhere_without_a_heartbeat_is_lost(cli, monkeypatch) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import psutil
 import pytest
 
-from featurestream.errors import StreamBusyError
+from featurestream.errors import BrokerError, StreamBusyError
 from featurestream.manifest import Lease, to_json
 from featurestream.manifest_topic import ManifestTopic
-from featurestream.memory import MemoryLog
-from featurestream.ports import LogRecord
+from featurestream.memory import MemoryLog, MemorySource
+from featurestream.ports import Bounds, LogRecord
 from featurestream_producer import lease as lease_module
 from featurestream_producer.lease import LEASE_TTL_S, ClaimScan, HeldLease, judge, lives, this_host
 
@@ -159,6 +160,42 @@ def test_who_is_taken_over_hears_of_it_with_the_next_heartbeat_and_leaves_the_le
     assert newest.released
 
 
+class Unsteady(MemoryLog):
+    """Does not answer while ``away`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = False
+
+    def source(self) -> MemorySource:
+        return UnsteadySource(self)
+
+
+class UnsteadySource(MemorySource):
+    def bounds(self, topic: str, lane: int) -> Bounds:
+        if self._log.away:  # type: ignore[attr-defined]
+            raise BrokerError("no answer")
+        return super().bounds(topic, lane)
+
+
+def test_a_broker_that_does_not_answer_ends_no_lease_and_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "HEARTBEAT_S", 0.05)
+    log = Unsteady()
+    with ManifestTopic(log, "toy") as topic:
+        topic.create()
+    with HeldLease(log, "toy") as held:
+        held.take(take_over=False, say=say_nothing)
+        log.away = True
+        until = time.monotonic() + 10
+        while held.silent_s < 0.3:
+            assert time.monotonic() < until
+            held.check()
+        log.away = False
+        while held.silent_s > 0.0:
+            assert time.monotonic() < until
+        held.check()
+
+
 def test_a_lost_producer_of_another_host_is_announced_while_it_is_watched(
     log: MemoryLog, topic: ManifestTopic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,8 +213,8 @@ def test_a_lost_producer_of_another_host_is_announced_while_it_is_watched(
 
 
 def winners(*producers: str, before: str | None = None) -> list[str | None]:
-    scan = ClaimScan("me")
-    scan.start_at(10, None if before is None else make_lease(before))
+    scan = ClaimScan(make_lease("me"))
+    scan.start_at(10, [] if before is None else [make_lease(before)])
     found = []
     for number, producer in enumerate(producers):
         record = LogRecord("toy.manifest", 0, 10 + number, 0, b"producer", (), to_json(make_lease(producer)))
@@ -200,8 +237,8 @@ def test_of_two_that_start_together_the_later_one_holds_the_lease() -> None:
 
 
 def test_other_keys_of_the_topic_are_no_claims() -> None:
-    scan = ClaimScan("me")
-    scan.start_at(0, None)
+    scan = ClaimScan(make_lease("me"))
+    scan.start_at(0, [])
     assert scan.apply(LogRecord("toy.manifest", 0, 0, 0, b"pass/0", (), b"{}")) is None
     assert scan.apply(LogRecord("toy.manifest", 0, 1, 0, b"producer", (), None)) is None
     assert scan.next_offset == 2

@@ -16,7 +16,7 @@ def send(ledger: Ledger, batch: int, *missing: int, at_ms: int = 1000) -> None:
 
 
 def test_a_pass_is_finished_when_every_worker_has_made_its_batches_durable() -> None:
-    ledger = Ledger.open(LAYOUT, 0, [0, 1], {})
+    ledger = Ledger.open(LAYOUT, 0, {0: 0, 1: 1}, {})
     for batch in range(6):
         send(ledger, batch, at_ms=1000 + batch)
     assert ledger.is_durable(0, 4) == []
@@ -27,7 +27,7 @@ def test_a_pass_is_finished_when_every_worker_has_made_its_batches_durable() -> 
 
 
 def test_passes_are_finished_in_order_also_when_several_are_at_once() -> None:
-    ledger = Ledger.open(LAYOUT, 0, [0, 1], {})
+    ledger = Ledger.open(LAYOUT, 0, {0: 0, 1: 1}, {})
     for batch in range(9):
         send(ledger, batch)
     ledger.is_durable(1, 9)
@@ -36,7 +36,7 @@ def test_passes_are_finished_in_order_also_when_several_are_at_once() -> None:
 
 def test_what_was_there_before_counts() -> None:
     """Pass 2 had one missing sample in batches that an earlier run published; this one adds another."""
-    ledger = Ledger.open(LAYOUT, 2, [7, 8], {2: PassSoFar(missing=1, gone=0, started_ms=500)})
+    ledger = Ledger.open(LAYOUT, 2, {0: 7, 1: 8}, {2: PassSoFar(missing=1, gone=0, started_ms=500)})
     send(ledger, 7, 3)
     send(ledger, 8)
     ledger.is_durable(0, 9)
@@ -44,13 +44,13 @@ def test_what_was_there_before_counts() -> None:
 
 
 def test_a_pass_that_was_complete_before_is_finished_at_once() -> None:
-    ledger = Ledger.open(LAYOUT, 1, [6, 7], {1: PassSoFar(started_ms=500)})
+    ledger = Ledger.open(LAYOUT, 1, {0: 6, 1: 7}, {1: PassSoFar(started_ms=500)})
     assert ledger.finished() == [FinishedPass(1, 0, 0, 500)]
     assert ledger.finished() == []
 
 
 def test_a_sample_that_every_pass_misses_is_one_missing_sample() -> None:
-    ledger = Ledger.open(LAYOUT, 0, [0], {})
+    ledger = Ledger.open(LAYOUT, 0, {0: 0}, {})
     send(ledger, 0, 3)
     send(ledger, 4, 3, 5)
     assert sorted(ledger.missing) == [3, 5]
@@ -58,6 +58,6 @@ def test_a_sample_that_every_pass_misses_is_one_missing_sample() -> None:
 
 
 def test_a_mark_never_goes_back() -> None:
-    ledger = Ledger.open(LAYOUT, 0, [5], {0: PassSoFar()})
+    ledger = Ledger.open(LAYOUT, 0, {0: 5}, {0: PassSoFar()})
     ledger.is_durable(0, 2)
     assert ledger.safe_below == 5

@@ -74,6 +74,39 @@ def test_reading_never_pays_where_it_takes_as_long_as_computing() -> None:
     assert "never" in fast.text()
 
 
+def test_on_a_gpu_the_slower_of_loading_and_forward_counts_and_on_the_cpu_both() -> None:
+    """2,000 images: 2 s of forward at 1,000 a second; 4 s of loading at 4 x 125, 0.5 s at 4 x 1,000."""
+    gpu = changed(speed=Speed(500.0, "H200", 2, load_images_s=125.0, loaders=4))
+    assert (gpu.pass_s, gpu.images_s) == (4.0, 500.0)
+    assert changed(speed=Speed(500.0, "H200", 2, load_images_s=1000.0, loaders=4)).pass_s == 2.0
+    cpu = changed(speed=Speed(500.0, "cpu", 2, load_images_s=125.0, loaders=4))
+    assert cpu.pass_s == 6.0
+    assert "125 images/s loading a core (on 4 cores, which the forward takes too); together 333 images/s" in cpu.text()
+
+
+@pytest.mark.parametrize("passes", [1, 3, 40, None])
+@pytest.mark.parametrize("images_s", [500.0, 3000.0, 480_000.0])
+def test_the_break_even_is_the_first_number_of_epochs_for_which_the_stream_costs_less(
+    passes: int | None, images_s: float
+) -> None:
+    plan = changed(passes=passes, speed=Speed(images_s, "H200", 2))
+    epochs = plan.break_even()
+    assert epochs is not None
+    for count, pays in ((epochs - 1, False), (epochs, True)):
+        recompute_s, stream_s = plan.recompute_s(count), plan.stream_s(count)
+        assert recompute_s is not None
+        assert stream_s is not None
+        assert (recompute_s > stream_s) is pays
+
+
+def test_the_costs_are_stated_with_what_is_assumed() -> None:
+    """100 epochs of 2 s, against 3 passes of 2 s and 100 readings of 2.046 ms: 200 s against 6.2 s."""
+    text = PLAN.text()
+    assert "recomputing takes 2 s an epoch; the stream takes 3 x 2 s once, and 0.002 s an epoch" in text
+    assert "(assumed: 1 GB/s of the widest tap)" in text
+    assert "10 experiments of 10 epochs: 3.33 min recomputed, 6.2 s from the stream" in text
+
+
 def test_a_plan_without_a_measurement_has_no_speed() -> None:
     bare = changed(speed=None)
     assert (bare.images_s, bare.pass_s, bare.break_even()) == (None, None, None)

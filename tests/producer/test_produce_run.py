@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from featurestream.progress import Progress
 from featurestream_producer.config import ProduceConfig
 from featurestream_producer.prepare import measure, prepare
 from featurestream_producer.run import Result, produce
-from tests.producing import config, contents, read_lanes, write_images
+from tests.producing import broken_images, config, contents, read_lanes, write_images
 
 
 @pytest.fixture(scope="module")
@@ -235,13 +234,6 @@ def test_an_interrupt_leaves_a_stream_that_goes_on_as_if_nothing_had_happened(im
 # ---- images that cannot be decoded ------------------------------------------------------------------------------
 
 
-def broken_images(folder: Path, broken: Sequence[int], count: int = 40) -> Path:
-    write_images(folder, count)
-    for number in broken:
-        (folder / "ab"[number % 2] / f"{number:03d}.png").write_bytes(b"no image")
-    return folder
-
-
 def test_an_image_that_cannot_be_decoded_is_listed_in_every_record_and_named_at_the_end(tmp_path: Path) -> None:
     log, said = MemoryLog(), []
     result = run(config(broken_images(tmp_path, [3]), "toy"), log, said)
@@ -417,10 +409,12 @@ def test_lanes_are_at_least_as_many_as_devices(images: Path) -> None:
     assert prepare(ProduceConfig(**fields)).manifest.lanes == 6
 
 
-def test_a_plan_measures_the_forward(images: Path) -> None:
+def test_a_plan_measures_the_forward_and_the_loading(images: Path) -> None:
     prepared = prepare(config(images, "toy"))
     speed = measure(prepared)
     assert speed.images_s > 0
+    assert speed.load_images_s is not None
+    assert speed.load_images_s > 0
     assert (speed.device, speed.devices) == ("cpu", 1)
     assert "images/s on cpu (forward only)" in prepared.plan(prepared.manifest, speed).text()
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from featurestream.errors import RecordError
 from featurestream.health import Canary, Health
-from featurestream.manifest import End, Lease, Manifest, PassRecord
+from featurestream.manifest import End, Lease, Manifest, PassRecord, Request, RetentionWarning, Share
 from featurestream.record import ITEM_BYTES, MAX_AXES, MAX_NUMBER, MissingSample
 from featurestream.testing import make_record, open_value, seal
 from featurestream.wire import HEADER_KEYS, MUST_UNDERSTAND, PAD, decode, encode
@@ -23,8 +23,16 @@ from featurestream_producer.inputs import INPUTS_KEY
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 GOLDEN = SCHEMAS / "golden" / "feature-record-v1"
 MODELS = {
-    "manifest": Manifest, "pass": PassRecord, "lease": Lease, "end": End, "canary": Canary, "health": Health,
-}  # fmt: skip
+    "manifest": Manifest,
+    "pass": PassRecord,
+    "share": Share,
+    "lease": Lease,
+    "end": End,
+    "canary": Canary,
+    "health": Health,
+    "retention": RetentionWarning,
+    "request": Request,
+}
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -172,6 +180,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "producer": "p1", "host": "node7", "pid": 17, "process_started": 1769860800.5,
         "since": "2026-01-31T12:00:00Z", "heartbeat": "2026-01-31T12:00:05Z", "released": False,
     },
+    "share": {"number": 0, "rank": 1, "ranks": 2, "missing": 1, "started_at": "2026-01-31T12:00:00Z"},
     "end": {"passes": 2, "batches": 12, "at": "2026-01-31T12:01:00Z"},
     "canary": CANARY,
     "health": {
@@ -191,6 +200,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         ],
         "warnings": ["all inputs are of one colour"],
     },
+    "retention": {
+        "reader": "E1", "batch": 7, "tap": "avgpool", "share": 0.81, "by": "time", "text": "E1 has not read batch 7",
+        "at": "2026-01-31T12:01:00Z",
+    },
+    "request": {"samples": [3, 1], "host": "node7", "at": "2026-01-31T12:01:00Z"},
 }  # fmt: skip
 
 
