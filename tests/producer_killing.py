@@ -14,6 +14,7 @@ import psutil
 import torchvision  # noqa: F401 - imported by the server, once
 
 from featurestream.cluster import Cluster
+from featurestream.errors import FeatureStreamError
 from featurestream.kafka import KafkaLog
 from featurestream.names import tap_topic
 from featurestream.ports import Log
@@ -44,7 +45,15 @@ def producer(
 def _produce(address: str, fields: dict[str, Any], rank: Rank, delay_s: float) -> None:
     os.environ[DELAY] = str(delay_s)
     with KafkaLog(Cluster(address)) as log:
-        produce(ProduceConfig(**fields), log, say=lambda line: sys.stderr.write(f"{line}\n"), rank=rank)
+        try:
+            produce(ProduceConfig(**fields), log, say=_say, rank=rank)
+        except FeatureStreamError as error:
+            _say(f"error: {error}")
+            sys.exit(error.exit_code)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 def kill(process: ForkServerProcess) -> None:

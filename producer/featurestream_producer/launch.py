@@ -261,8 +261,11 @@ def _process_main(payload: bytes, pipe: Connection, threads: int) -> None:
             os._exit(1)  # the process that started this one is gone, and with it the stream's lease
 
     def report(event: Event) -> None:
-        with lock:
-            pipe.send(event)
+        try:
+            with lock:
+                pipe.send(event)
+        except OSError:
+            os._exit(1)  # as above, noticed here first
 
     threading.Thread(target=listen, name="listener", daemon=True).start()
     job, log, make_reader = pickle.loads(payload)  # noqa: S301 - from our own process, through our own pipe

@@ -79,7 +79,7 @@ def test_a_stream_of_five_killed_runs_is_bit_for_bit_the_undisturbed_one(
                 victim = "a worker"
                 chance.choice(workers).kill()
                 process.join(END_S)
-                assert process.exitcode == 1, "a run that lost a worker ends by itself, with an error"
+                assert process.exitcode == 3, "a run that lost a worker ends by itself, with an error"
             else:
                 victim = "the producer"
                 kill(process)
