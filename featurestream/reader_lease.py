@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Final, Self
 
@@ -117,10 +117,14 @@ class ReaderLease:
         if place is not None and place.offsets and (self._held is None or place.batch != self._held.batch):
             self._wake.set()
 
-    def note(self, reader: str) -> str:
-        """Return the note of ``reader``, empty where the lease is not its own: for commits beside the beats."""
-        held = self._held
-        return self._note_of(held) if held is not None and held.reader == reader else ""
+    def commit(self, reader: str, offsets: Mapping[tuple[str, int], int]) -> None:
+        """Commit where a reader is, beside the beats, with the lease where it is this reader's. Raises BrokerError."""
+        with self._lock:
+            held, note = self._held, ""
+            if held is not None and held.reader == reader:
+                self._held = held = replace(held, offsets=offsets)
+                note = self._note_of(held)
+            self._log.commit_positions(reader_group(self._stream, reader), offsets, note)
 
     def _run(self) -> None:
         while not self._done.is_set():

@@ -23,7 +23,7 @@ from featurestream.batch import FeatureBatch, Regrouper
 from featurestream.errors import BrokerError, DataError, DivergedError, FingerprintError
 from featurestream.interrupts import stop_on_signals
 from featurestream.manifest import Manifest
-from featurestream.names import reader_group, tap_topic
+from featurestream.names import tap_topic
 from featurestream.ports import Log
 from featurestream.position import Position
 from featurestream.progress import Progress
@@ -533,7 +533,7 @@ class SharedReading:
         topics = {tap_topic(config.stream, tap) for tap in config.taps}
         offsets = {place: offset for place, offset in self._offsets.items() if place[0] in topics}
         try:
-            self._log.commit_positions(reader_group(config.stream, config.name), offsets, self._lease.note(config.name))
+            self._lease.commit(config.name, offsets)
         except BrokerError as error:
             # The position on the broker is for lag tools alone: the truth is in the checkpoint that was just written.
             if not self._commit_failed:

@@ -40,7 +40,7 @@ def test_a_fork_lies_beside_its_parent_and_says_what_became_of_it(cli: Cli, pare
     assert "E2 goes on from E1 at step 7 (epoch 1, batch 14); changed: " in done.err
     assert "begun anew: head.2.weight, head.2.bias, head.4.weight, head.4.bias, optimizer; taken over: " in done.err
     assert done.out.startswith("E2: ")
-    assert done.out.endswith("after 12 steps; runs/E2\n")
+    assert done.out.endswith("after 12 steps (2 passes, 1 re-read); runs/E2\n")
 
 
 def test_the_same_command_again_goes_on_or_finds_it_finished(cli: Cli, parent: Path) -> None:

@@ -101,10 +101,12 @@ def test_a_lease_is_taken_on_entering_renewed_before_a_wait_and_ended_on_leaving
         lease.nudge()
         log.wait_for(2)
         assert Attendance("toy").look(log.committed_notes(E1), 1001) == [live(7, needs=0)]
-        assert lease.note("E1") == log.notes[-1]
-        assert lease.note("E2") == ""
+        lease.commit("E1", {("toy.avgpool", 0): 9})
+        assert log.notes[-1] == log.notes[-2]
+        lease.commit("E2", {("toy.avgpool", 0): 1})
+        assert log.notes[-1] == ""
     assert log.committed_notes(E1) == {E1: set()}
-    assert log.committed_positions()[E1] == {("toy.avgpool", 0): 7}
+    assert log.committed_positions()[E1] == {("toy.avgpool", 0): 9}, "leaving takes no position back"
 
 
 def test_a_broker_that_does_not_take_a_beat_ends_nothing() -> None:
