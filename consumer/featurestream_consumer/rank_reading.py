@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -128,9 +127,8 @@ class RankReading(SharedReading):
         """Return what the lease says: rank 0 holds it for all."""
         return super()._place() if self._ranks.leads else None
 
-    def _interruptible(self) -> AbstractContextManager[None]:
-        # Ranks that stop each at a record of its own would wait for each other: Ctrl-C ends them where they are.
-        return nullcontext()
+    def _heed_signals(self) -> None:
+        """Do nothing: a rank that stopped at a record of its own would leave the others waiting; see RankRecords."""
 
     def _show(self, stream: str) -> Callable[[float], None]:
         """Return what shows a wait: on rank 0 alone."""
@@ -147,7 +145,9 @@ class RankReading(SharedReading):
             self._experiment.go_on_with(self._plan)
 
     def _share_of(self, stream: FeatureStream) -> RankRecords:
-        self._records = RankRecords(self._ranks, stream, on_wait=self._show(stream.stream))
+        self._records = RankRecords(
+            self._ranks, stream, on_wait=self._show(stream.stream), interrupted=self._interrupted.is_set
+        )
         return self._records
 
     def _read(self, experiments: Sequence[Experiment], start: Position, stop: int) -> None:

@@ -25,7 +25,7 @@ from featurestream.errors import InternalError
 from featurestream.names import tap_topic
 from featurestream.position import Position
 from featurestream.stream import FeatureStream
-from featurestream_consumer.ranks import Ranks
+from featurestream_consumer.ranks import AllInterrupted, Ranks
 
 #: How often a rank that waits for the stream tells the others that it is there.
 SIGN_OF_LIFE_S: Final = 5.0
@@ -57,18 +57,27 @@ class RankRecords:
         ranks: who they are.
         stream: the range, which must have a stop; it becomes a reader of this rank's share.
         on_wait: called with the seconds that this rank has waited for others that wait for the stream.
+        interrupted: whether this rank was told to end: then all of them end, with KeyboardInterrupt, at one record.
 
     Attributes:
         offsets: (topic, lane) -> the offset after the last record used, whichever rank has read it.
     """
 
-    def __init__(self, ranks: Ranks, stream: FeatureStream, *, on_wait: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        stream: FeatureStream,
+        *,
+        on_wait: Callable[[float], None],
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
         start = stream.start.batch
         stream.shard = ((ranks.rank - start) % ranks.count, ranks.count)
         self.offsets: dict[tuple[str, int], int] = {}
         self._ranks = ranks
         self._stream = stream
         self._on_wait = on_wait
+        self._interrupted = interrupted
         self._places = [
             (tap_topic(stream.stream, tap), lane) for tap in stream.taps for lane in range(stream.manifest.layout.lanes)
         ]
@@ -105,17 +114,20 @@ class RankRecords:
     def _meet(self, *, waiting: bool, rows: int) -> list[int] | None:
         """Meet the other ranks; return None where one of them still waits for the stream."""
         count = self._ranks.count
-        told = np.full(1 + count + len(self._places), -1, np.int64)
-        told[0] = waiting
-        told[1 + self._ranks.rank] = rows
-        told[1 + count :] = [self._stream.offsets.get(place, -1) for place in self._places]
+        told = np.full(2 + count + len(self._places), -1, np.int64)
+        told[0] = self._interrupted()
+        told[1] = waiting
+        told[2 + self._ranks.rank] = rows
+        told[2 + count :] = [self._stream.offsets.get(place, -1) for place in self._places]
         heard = self._ranks.largest(told)
         self._met_at = time.monotonic()
         if heard[0]:
+            raise AllInterrupted
+        if heard[1]:
             return None
-        known = zip(self._places, heard[1 + count :].tolist(), strict=True)
+        known = zip(self._places, heard[2 + count :].tolist(), strict=True)
         self.offsets = {place: offset for place, offset in known if offset >= 0}
-        return [int(each) for each in heard[1 : 1 + count]]
+        return [int(each) for each in heard[2 : 2 + count]]
 
 
 @dataclass(frozen=True, slots=True)

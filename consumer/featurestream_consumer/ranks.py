@@ -54,6 +54,10 @@ def join_ranks(device: str = "auto", environment: Mapping[str, str] = os.environ
         yield ranks
 
 
+class AllInterrupted(KeyboardInterrupt):
+    """One rank was told to end, and all of them have heard it."""
+
+
 class Ranks:
     """The processes that train one experiment together: a torch.distributed process group.
 
@@ -115,7 +119,7 @@ class Ranks:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         from torch import distributed
 
-        if error is None or isinstance(error, DivergedError):
+        if error is None or isinstance(error, (DivergedError, AllInterrupted)):
             # All ranks come here, and none may close its connections while another still reads from them.
             with suppress(RuntimeError):
                 distributed.barrier()
