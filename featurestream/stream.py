@@ -127,10 +127,10 @@ class FeatureStream:
                     f"batch {self.stop} ({stop_point or 'the end of the stream'})",
                     hint=f"see what is there with: featurectl streams {stream}",
                 )
-            for topic in self._topics:  # a range that is partly gone is refused now, not when a lane is met
-                for lane in range(lanes.layout.lanes):
-                    first = lanes.layout.next_in_lane(lane, self.start.batch)
-                    self.offsets[topic, lane] = lanes.offset_of(topic, lane, first)
+            # A range that is partly gone is refused now, not when a lane is met.
+            first = {place: lanes.layout.next_in_lane(place[1], self.start.batch) for place in lanes.places()}
+            self.offsets |= lanes.offsets_of(first)
+            self._found = {(*place, batch): self.offsets[place] for place, batch in first.items()}
         self.position: Position = self.start
 
     # ---- reading ----------------------------------------------------------------------------------------------------
@@ -257,7 +257,8 @@ class _Merge:
         place = (topic, lane)
         if place not in self._readers:
             # A lane is opened when it is first needed: a shard reads only its own.
-            offset = self._lanes.offset_of(topic, lane, number)
+            known = self._stream._found.get((topic, lane, number))
+            offset = self._lanes.offset_of(topic, lane, number) if known is None else known
             reader = self._source.read(topic, lane, offset)
             self._stack.callback(reader.close)
             self._readers[place] = reader
