@@ -181,7 +181,7 @@ def test_storage_runs_and_leaves_no_topic(broker: Cluster) -> None:
 
 @pytest.mark.broker
 def test_ablations_run_and_leave_no_topic(broker: Cluster) -> None:
-    found = ablations.run(broker, images=16, rates=[1e-3, 1e-2], dropouts=[0.0], seeds=[0], repeats=1)
+    found = ablations.run(broker, images=16, epochs=1, rates=[1e-3, 1e-2], dropouts=[0.0], seeds=[0], repeats=1)
     with_extraction, without = rows_of(found)
     assert with_extraction[0][0] == "1 repeats"
     assert without[0][0] == "once"
