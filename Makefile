@@ -10,10 +10,10 @@ SHELL := bash
 # In the order given, whatever -j says: `make check test` ends with the last line of the tests.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check bench clean
+.PHONY: help quickstart test test-all faults soak check bench clean
 
 help: ## list what can be made
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 18
 
 quickstart: $(INSTALLED) ## set up, start the embedded Kafka, run the whole main job on real images
 	@echo "==> quickstart: the embedded Kafka, then the demo: images -> features -> three experiments"
@@ -22,7 +22,21 @@ quickstart: $(INSTALLED) ## set up, start the embedded Kafka, run the whole main
 
 test: $(INSTALLED) ## run all tests, on a real Kafka that they start themselves
 	@echo "==> test: pytest"
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(INSTALLED) ## run all tests and those that take minutes: every fault, three brokers, five minutes of soak
+	@echo "==> test-all: pytest"
 	@$(BIN)/python -m pytest
+
+faults: $(INSTALLED) ## kill, stop, cut off and corrupt everything; one line a fault, the mutants, the soak's slopes
+	@echo "==> faults: every fault on real brokers, and the oracle's verdict"
+	@$(BIN)/python -m tests.faults
+
+MINUTES ?= 30
+SEED := $(or $(SEED),$(shell echo $$RANDOM))
+soak: $(INSTALLED) ## a producer, five trainers and random faults for MINUTES=30, from SEED; the oracle at the end
+	@echo "==> soak: $(MINUTES) minutes of random faults, seed $(SEED)"
+	@$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
 
 check: $(INSTALLED) ## lint, format, types, imports; changes nothing
 	@echo "==> check: ruff check"

@@ -88,6 +88,16 @@ CONSUMER_FIXED: Final[dict[str, Any]] = {
     "allow.auto.create.topics": False,
 }
 
+#: A group's client commits and looks, and reads nothing.
+GROUP: Final[dict[str, Any]] = {
+    # How long a commit waits for the group's coordinator (it joins nothing, so there is no session), and for its
+    # answer: after that it is asked again, and whoever waits is told in time.
+    "session.timeout.ms": 6_000,
+    "socket.timeout.ms": 6_000,
+    # Stock is 10 min: a coordinator that has moved would be looked for that late.
+    "coordinator.query.interval.ms": 1_000,
+}
+
 #: Keys that no property may set: key -> why.
 REFUSED: Final[dict[str, str]] = {
     "bootstrap.servers": "the cluster is named with --bootstrap-servers or FEATURESTREAM_BOOTSTRAP_SERVERS",
@@ -154,6 +164,11 @@ def reader_settings(cluster: Cluster, client_id: str, queue_kbytes: int) -> dict
 def finder_settings(cluster: Cluster, client_id: str) -> dict[str, Any]:
     """Return the settings of the client that answers where things are."""
     return _merged(cluster, client_id, CLIENT | FINDER, CONSUMER_FIXED)
+
+
+def group_settings(cluster: Cluster, client_id: str, group: str) -> dict[str, Any]:
+    """Return the settings of the client that commits to a group, and looks at what it has committed."""
+    return _merged(cluster, client_id, CLIENT | GROUP, CONSUMER_FIXED | {"group.id": group})
 
 
 def _merged(cluster: Cluster, client_id: str, ours: dict[str, Any], fixed: dict[str, Any]) -> dict[str, Any]:

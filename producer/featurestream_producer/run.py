@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from featurestream.errors import BrokerError, StreamMismatchError, UsageError
+from featurestream.errors import BrokerError, StreamMismatchError, StreamNotFoundError, UsageError
 from featurestream.interrupts import stop_on_signals
 from featurestream.layout import Layout
 from featurestream.manifest import Manifest
@@ -57,7 +57,7 @@ from featurestream_producer.prepare import (
 )
 from featurestream_producer.ranks import Rank
 from featurestream_producer.requests import RequestServer, Served, Unserved, requests_wait
-from featurestream_producer.resume import PassSoFar, Tail, find_tail, fresh_tail, passes_so_far
+from featurestream_producer.resume import PassSoFar, Tail, find_tail, fresh_tail, passes_so_far, reaches_end
 from featurestream_producer.worker import Done, Durable, Job, Ready, Sent, Stages
 
 WAIT_LINE_S: Final = 5.0  # how long a producer waits for readers before a line says so
@@ -157,6 +157,7 @@ def publish(prepared: Prepared, log: Log, *, say: Say, progress: ShowProgress | 
             existing.manifest is not None
             and _is_finished(existing, _agreed(existing.manifest, prepared, log, say))
             and not requests_wait(log, existing.manifest)
+            and _is_whole(log, existing.manifest, say)
         ):
             say(f'stream "{stream}" is finished: {_passes(existing.manifest)}, {_batches(existing.manifest)}')
             return _nothing_done(existing.manifest)
@@ -576,6 +577,21 @@ class _Pacing:
 
 def _is_finished(facts: StreamFacts, manifest: Manifest) -> bool:
     return facts.end is not None and manifest.passes == facts.end.passes
+
+
+def _is_whole(log: Log, manifest: Manifest, say: Say) -> bool:
+    """Tell whether the log still holds what the stream's end says; say so where it does not."""
+    source = log.source()
+    try:
+        if reaches_end(source, manifest):
+            return True
+        what = "batches at its end"
+    except StreamNotFoundError as error:
+        what = error.message
+    finally:
+        source.close()
+    say(f'{WARNING}stream "{manifest.stream}" was complete, and the log has lost {what}: they are published again')
+    return False
 
 
 def _nothing_done(manifest: Manifest) -> Result:

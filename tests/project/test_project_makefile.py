@@ -60,7 +60,9 @@ SETUP = [
     ("target", "expected"),
     [
         ("quickstart", ["featurectl broker up", "featurectl demo"]),
-        ("test", ["python -m pytest"]),
+        ("test", ["python -m pytest -m not slow"]),
+        ("test-all", ["python -m pytest"]),
+        ("faults", ["python -m tests.faults"]),
         ("check", ["ruff check", "ruff format --check", "mypy ", "lint-imports "]),
         ("bench", ["python -m benchmarks"]),
     ],
@@ -84,13 +86,13 @@ def test_what_fails_in_setup_is_set_up_again(venv: Path) -> None:
     assert calls(venv) == SETUP
     write_program(venv / "bin" / "python", RECORDER)
     assert make("test", f"VENV={venv}").returncode == 0
-    assert calls(venv) == [*SETUP, *SETUP, "python -m pytest"]
+    assert calls(venv) == [*SETUP, *SETUP, "python -m pytest -m not slow"]
 
 
 def test_a_failing_check_fails_and_stops_the_tests(venv: Path) -> None:
     write_program(venv / "bin" / "mypy", RECORDER + "exit 1\n")
     assert make("check", "test", f"VENV={venv}").returncode != 0
-    assert "python -m pytest" not in calls(venv)
+    assert not [call for call in calls(venv) if call.startswith("python -m pytest")]
 
 
 def test_a_python_that_is_too_old_is_named(tmp_path: Path) -> None:
@@ -109,7 +111,15 @@ def test_a_python_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_make_alone_lists_every_target() -> None:
     listed = {line.split()[1] for line in make().stdout.splitlines() if line.startswith("make ")}
-    assert listed == {"help", "quickstart", "test", "check", "bench", "clean"}
+    assert listed == {
+        "help", "quickstart", "test", "test-all", "faults", "soak", "check", "bench", "clean",
+    }  # fmt: skip
+
+
+def test_a_soak_lasts_as_long_as_it_is_told_with_the_seed_that_it_is_given(venv: Path) -> None:
+    done = make("soak", f"VENV={venv}", "MINUTES=2", "SEED=7")
+    assert done.returncode == 0, done.stdout
+    assert calls(venv)[-1] == "python -m tests.faults.soak --minutes 2 --seed 7"
 
 
 def test_clean_takes_caches_and_keeps_runs(tmp_path: Path) -> None:
