@@ -25,6 +25,7 @@ from featurestream.errors import BrokerError, StreamMismatchError, UsageError
 from featurestream.kafka.client import CONNECT_S, Home, Reports, ask, open_client
 from featurestream.kafka.config import LANE_QUEUE_KBYTES, SINK_QUEUE_KBYTES, admin_settings, check_properties
 from featurestream.kafka.errors import NO_LANE, PASSING, code_of, request_failed
+from featurestream.kafka.rights import Right
 from featurestream.kafka.sink import DELIVERY_S, KafkaSink
 from featurestream.kafka.source import STALL_S, KafkaSource
 from featurestream.names import GROUP_PREFIX
@@ -120,6 +121,7 @@ class KafkaLog:
         self._ask(
             doing,
             lambda client, look_s: client.create_topics([new], request_timeout=look_s)[topic].result(),
+            right=Right("Create", "topic", topic),
             unless=frozenset({KafkaError.TOPIC_ALREADY_EXISTS}),
         )
         found = self._wait_until(doing, lambda: self._lanes_of(doing, topic))
@@ -140,6 +142,7 @@ class KafkaLog:
         self._ask(
             doing,
             lambda client, look_s: client.delete_topics([topic], request_timeout=look_s)[topic].result(),
+            right=Right("Delete", "topic", topic),
             unless=NO_LANE,
         )
         self._wait_until(doing, lambda: self._lanes_of(doing, topic) is None)
@@ -150,6 +153,7 @@ class KafkaLog:
         found = self._ask(
             f'cannot read the settings of the topic "{topic}"',
             lambda client, look_s: client.describe_configs([asked], request_timeout=look_s)[asked].result(),
+            right=Right("DescribeConfigs", "topic", topic),
             unless=NO_LANE,
         )
         if found is None:
@@ -172,12 +176,13 @@ class KafkaLog:
                     raise KafkaException(place.error)
             return done
 
-        done = self._ask(doing, commit)
+        done = self._ask(doing, commit, right=Right("Read", "group", group))
         for place in done.topic_partitions:
             if place.error is not None and place.error.code() in NO_LANE:
                 raise no_lane(place.topic, place.partition)
             if place.error is not None:
-                raise request_failed(place.error, doing, self.cluster.bootstrap_servers)
+                right = Right("Read", "topic", place.topic)
+                raise request_failed(place.error, doing, self.cluster.bootstrap_servers, right)
 
     def committed_positions(self) -> dict[str, dict[tuple[str, int], int]]:
         """Return what each of our groups (see :data:`featurestream.names.GROUP_PREFIX`) has committed."""
@@ -206,6 +211,7 @@ class KafkaLog:
         found = self._ask(
             f'cannot read the positions of the group "{group}"',
             lambda client, look_s: client.list_consumer_group_offsets(asked, request_timeout=look_s)[group].result(),
+            right=Right("Describe", "group", group),
         )
         return [place for place in found.topic_partitions if place.offset >= 0]
 
@@ -214,9 +220,16 @@ class KafkaLog:
         return open_client(AdminClient, admin_settings(self.cluster, self._client_id))
 
     def _ask(
-        self, doing: str, question: Callable[[AdminClient, float], Any], *, unless: frozenset[int] = frozenset()
+        self,
+        doing: str,
+        question: Callable[[AdminClient, float], Any],
+        *,
+        right: Right | None = None,
+        unless: frozenset[int] = frozenset(),
     ) -> Any:
         """Return the cluster's answer, or None where it refuses with one of the codes in ``unless``.
+
+        ``right`` is what a login needs for it.
 
         A question is asked again while the cluster is starting or electing, so it must do no harm when it is answered
         twice: a topic that was created by the first try exists for the second.
@@ -229,7 +242,7 @@ class KafkaLog:
         except KafkaException as error:
             if code_of(error) in unless:
                 return None
-            raise request_failed(error, doing, self.cluster.bootstrap_servers) from error
+            raise request_failed(error, doing, self.cluster.bootstrap_servers, right) from error
 
     def _brokers(self, doing: str) -> int:
         """Return how many brokers the cluster has."""
@@ -243,6 +256,7 @@ class KafkaLog:
         found = self._ask(
             doing,
             lambda client, look_s: client.describe_topics(asked, request_timeout=look_s)[topic].result(),
+            right=Right("Describe", "topic", topic),
             unless=NO_LANE,
         )
         return None if found is None else len(found.partitions)
