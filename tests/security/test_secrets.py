@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -91,10 +92,10 @@ def test_the_search_finds_a_password_that_is_there(tmp_path: Path) -> None:
 def test_a_traceback_does_not_hold_the_password(
     secure: SecureBroker, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: KafkaLog) -> dict[str, int]:
+    def fail(self: KafkaLog) -> NoReturn:
         raise RuntimeError(f"a bug in {self} with {self.cluster} and {vars(self)}")
 
-    monkeypatch.setattr(KafkaLog, "topics", fail)
+    monkeypatch.setattr(KafkaLog, "source", fail)
     config = secure.write_properties(tmp_path / "client.properties", "producer")
     outcome: Outcome = run("peek", "any", "--kafka-config", config)
     assert outcome.code == 70
