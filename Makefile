@@ -10,7 +10,7 @@ SHELL := bash
 # In the order given, whatever -j says: `make check test` ends with the last line of the tests.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all faults soak check bench clean
+.PHONY: help quickstart test test-all faults soak check bench audit clean
 
 help: ## list what can be made
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 18
@@ -51,6 +51,10 @@ check: $(INSTALLED) ## lint, format, types, imports; changes nothing
 bench: $(INSTALLED) ## measure against bare loops over the same bytes, as ratios
 	@echo "==> bench: featurestream against bare loops, in one run"
 	@$(BIN)/python -m benchmarks
+
+audit: $(INSTALLED) ## compare the installed packages with known advisories; needs the network
+	@echo "==> audit: pip-audit"
+	@$(BIN)/pip-audit --local --skip-editable
 
 clean: ## delete caches and built files; keeps .venv, runs and the broker's data
 	@echo "==> clean: caches and built files (delete $(VENV) by hand to set up anew)"

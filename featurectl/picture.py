@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from featurestream.ports import RecordSource
     from featurestream.record import Record
     from featurestream_producer.remake import Check, Place, Remaker
+
+
+#: Code of ours that a manifest may name: the demo's transform.
+OUR_CODE: Final = ("featurectl.samples:augment",)
 
 
 def picture(
@@ -40,6 +44,10 @@ def picture(
     root: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the folder that the producer got as --root is now.")
     ] = None,
+    trust: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A package.module:function that the manifest names and that may be called."),
+    ] = None,
     bootstrap_servers: options.BootstrapServers = None,
     kafka_config: options.KafkaConfig = None,
     as_json: options.Json = False,
@@ -51,7 +59,7 @@ def picture(
     """
     from featurectl.output import print_facts, print_json
     from featurestream.manifest_topic import read_facts, require_manifest
-    from featurestream_producer.remake import Remaker, place_of, reopen_dataset
+    from featurestream_producer.remake import Remaker, check_code, place_of, reopen_dataset
 
     file = _output(stream, batch, row, view, grid=grid, output=output)
     with options.open_log(bootstrap_servers, kafka_config) as log:
@@ -62,6 +70,7 @@ def picture(
             record = read_batch(source, manifest, batch)
         finally:
             source.close()
+    check_code(manifest, data=data, trusted=(*OUR_CODE, *(trust or ())))
     place = None if row is None else place_of(record, row, view)
     remaker = Remaker(manifest, reopen_dataset(manifest, data=data, root=root), record, canary)
     shown = _sheet(remaker) if place is None else _pair(remaker, place)

@@ -14,7 +14,7 @@ from typing import Any, Self
 from featurestream.batch import FeatureBatch, concatenate, join, regroup
 from featurestream.cluster import Cluster, resolve_cluster
 from featurestream.errors import FingerprintError, GoneError, HoleError, RecordError, UsageError
-from featurestream.manifest import Manifest
+from featurestream.manifest import Manifest, check_agrees
 from featurestream.manifest_topic import require_manifest
 from featurestream.names import tap_topic
 from featurestream.ports import LaneReader, Log, LogRecord, RecordSource
@@ -296,6 +296,7 @@ class _Merge:
                         f"its headers say batch {number} of tap {self._tap_of(topic)}, its value says batch "
                         f"{record.batch} of tap {record.tap}"
                     )
+                check_agrees(record, self._stream.manifest)
                 return record
             except RecordError as error:
                 raise error.at(raw.topic, raw.lane, raw.offset) from error

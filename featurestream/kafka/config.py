@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from featurestream.cluster import Cluster
 from featurestream.errors import UsageError
+from featurestream.kafka.java_properties import check_known
 from featurestream.names import GROUP_PREFIX
 
 SINK_QUEUE_KBYTES: Final = 131_072
@@ -113,26 +114,12 @@ ALIASES: Final[dict[str, str]] = {
     "auto.commit.enable": "enable.auto.commit",
 }
 
-#: What users of the Java client write, and what it is called here.
-JAVA_KEYS: Final[dict[str, str]] = {
-    "sasl.jaas.config": "sasl.username and sasl.password",
-    "ssl.truststore.location": "ssl.ca.location (a PEM file)",
-    "ssl.truststore.password": "ssl.ca.location (a PEM file, without a password)",
-    "ssl.truststore.type": "ssl.ca.location (a PEM file)",
-    "ssl.keystore.type": "ssl.certificate.location and ssl.key.location (PEM files)",
-}
-
 
 def check_properties(cluster: Cluster) -> None:
     """Raise UsageError for a property that contradicts a setting on which exactness rests, or that only Java knows."""
+    check_known(cluster.properties)
     fixed = PRODUCER_FIXED | CONSUMER_FIXED
     for key, value in cluster.properties.items():
-        if key in JAVA_KEYS:
-            raise UsageError(
-                f'the Kafka property "{key}" belongs to the Java client',
-                hint=f"librdkafka, which reads and writes here, has {JAVA_KEYS[key]}",
-                key=key,
-            )
         ours = fixed.get(ALIASES.get(key, key))
         if key in REFUSED:
             raise UsageError(f'the Kafka property "{key}" cannot be set: {REFUSED[key]}', hint="leave it out", key=key)

@@ -25,6 +25,7 @@ from featurestream.kafka.client import CONNECT_S, Home, Reports, ask, open_clien
 from featurestream.kafka.config import LANE_QUEUE_KBYTES, SINK_QUEUE_KBYTES, admin_settings, check_properties
 from featurestream.kafka.errors import NO_LANE, code_of, request_failed
 from featurestream.kafka.groups import Groups
+from featurestream.kafka.rights import Right
 from featurestream.kafka.sink import DELIVERY_S, KafkaSink
 from featurestream.kafka.source import STALL_S, KafkaSource
 from featurestream.names import GROUP_PREFIX, parse_reader_group
@@ -123,6 +124,7 @@ class KafkaLog:
         self._ask(
             doing,
             lambda client, look_s: client.create_topics([new], request_timeout=look_s)[topic].result(),
+            right=Right("Create", "topic", topic),
             unless=frozenset({KafkaError.TOPIC_ALREADY_EXISTS}),
         )
         found = self._wait_until(doing, lambda: self._lanes_of(doing, topic))
@@ -143,6 +145,7 @@ class KafkaLog:
         self._ask(
             doing,
             lambda client, look_s: client.delete_topics([topic], request_timeout=look_s)[topic].result(),
+            right=Right("Delete", "topic", topic),
             unless=NO_LANE,
         )
         self._wait_until(doing, lambda: self._lanes_of(doing, topic) is None)
@@ -153,6 +156,7 @@ class KafkaLog:
         found = self._ask(
             f'cannot read the settings of the topic "{topic}"',
             lambda client, look_s: client.describe_configs([asked], request_timeout=look_s)[asked].result(),
+            right=Right("DescribeConfigs", "topic", topic),
             unless=NO_LANE,
         )
         if found is None:
@@ -163,18 +167,19 @@ class KafkaLog:
         """Publish the next offset of each (topic, lane) under a group, which nobody needs to have joined."""
         if not offsets:
             return
-        doing = f'cannot commit positions to the group "{group}"'
+        doing, address = f'cannot commit positions to the group "{group}"', self.cluster.bootstrap_servers
         try:
             done = self._groups.commit(group, offsets, note)
         except KafkaException as error:
             if code_of(error) in NO_LANE:
                 raise no_lane(*self._absent(offsets)) from error
-            raise request_failed(error, doing, self.cluster.bootstrap_servers) from error
+            raise request_failed(error, doing, address, Right("Read", "group", group)) from error
         for place in done:
             if place.error is not None and place.error.code() in NO_LANE:
                 raise no_lane(place.topic, place.partition)
             if place.error is not None:
-                raise request_failed(place.error, doing, self.cluster.bootstrap_servers)
+                right = Right("Read", "topic", place.topic)
+                raise request_failed(place.error, doing, address, right)
 
     def _absent(self, offsets: Mapping[tuple[str, int], int]) -> tuple[str, int]:
         """Return the first place that the cluster does not have."""
@@ -217,9 +222,16 @@ class KafkaLog:
         return open_client(AdminClient, admin_settings(self.cluster, self._client_id))
 
     def _ask(
-        self, doing: str, question: Callable[[AdminClient, float], Any], *, unless: frozenset[int] = frozenset()
+        self,
+        doing: str,
+        question: Callable[[AdminClient, float], Any],
+        *,
+        right: Right | None = None,
+        unless: frozenset[int] = frozenset(),
     ) -> Any:
         """Return the cluster's answer, or None where it refuses with one of the codes in ``unless``.
+
+        ``right`` is what a login needs for it.
 
         A question is asked again while the cluster is starting or electing, so it must do no harm when it is answered
         twice: a topic that was created by the first try exists for the second.
@@ -232,7 +244,7 @@ class KafkaLog:
         except KafkaException as error:
             if code_of(error) in unless:
                 return None
-            raise request_failed(error, doing, self.cluster.bootstrap_servers) from error
+            raise request_failed(error, doing, self.cluster.bootstrap_servers, right) from error
 
     def _brokers(self, doing: str) -> int:
         """Return how many brokers the cluster has."""
@@ -246,6 +258,7 @@ class KafkaLog:
         found = self._ask(
             doing,
             lambda client, look_s: client.describe_topics(asked, request_timeout=look_s)[topic].result(),
+            right=Right("Describe", "topic", topic),
             unless=NO_LANE,
         )
         return None if found is None else len(found.partitions)

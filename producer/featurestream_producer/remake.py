@@ -7,6 +7,7 @@ the record carries (:mod:`.inputs`).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from featurestream.errors import DataError, MissingExtraError, StreamMismatchError, UsageError
 from featurestream.health import Canary
+from featurestream.lookup import is_import_path
 from featurestream.manifest import Manifest, manifest_differences
 from featurestream.record import Record
 from featurestream_producer.canary import transform_canary
@@ -27,6 +29,7 @@ from featurestream_producer.sampling import sample_seed
 from featurestream_producer.transforms import Transform, described_transform
 
 SHOWN: Final = 3
+TORCHVISION: Final = "torchvision:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,22 @@ class Check:
 
     row: int | None
     carried: tuple[int, ...]
+
+
+def check_code(manifest: Manifest, *, data: str | None = None, trusted: Collection[str] = ()) -> None:
+    """Raise UsageError where making an image again would call code that the manifest names and ``trusted`` does not.
+
+    A manifest comes from a topic: whoever may write there must not choose what is imported here. ``data``, where it is
+    given, takes the place of the data set that the manifest names.
+    """
+    source = manifest.data.location or manifest.data.source if data is None else ""
+    transform = str(manifest.transform.get("name"))
+    for kind, name in (("data set", source), ("transform", transform)):
+        if is_import_path(name) and not name.startswith(TORCHVISION) and name not in trusted:
+            raise UsageError(
+                f'the manifest of stream "{manifest.stream}" names code of somebody\'s as its {kind}: {name}',
+                hint=f"where you know it and want it called, say so with --trust {name}",
+            )
 
 
 def reopen_dataset(manifest: Manifest, *, data: str | None = None, root: Path | None = None) -> ImageDataset:

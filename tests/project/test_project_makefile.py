@@ -41,7 +41,7 @@ def make(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[st
 @pytest.fixture
 def venv(tmp_path: Path) -> Path:
     """A virtual environment whose programs do nothing but write down how they were called."""
-    for name in ("python", "featurectl", "ruff", "mypy", "lint-imports"):
+    for name in ("python", "featurectl", "ruff", "mypy", "lint-imports", "pip-audit"):
         write_program(tmp_path / "venv" / "bin" / name, RECORDER)
     return tmp_path / "venv"
 
@@ -65,6 +65,7 @@ SETUP = [
         ("faults", ["python -m tests.faults"]),
         ("check", ["ruff check", "ruff format --check", "mypy ", "lint-imports "]),
         ("bench", ["python -m benchmarks"]),
+        ("audit", ["pip-audit --local --skip-editable"]),
     ],
 )
 def test_a_target_sets_up_once_and_then_does_its_work(venv: Path, target: str, expected: list[str]) -> None:
@@ -112,7 +113,7 @@ def test_a_python_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_make_alone_lists_every_target() -> None:
     listed = {line.split()[1] for line in make().stdout.splitlines() if line.startswith("make ")}
     assert listed == {
-        "help", "quickstart", "test", "test-all", "faults", "soak", "check", "bench", "clean",
+        "help", "quickstart", "test", "test-all", "faults", "soak", "check", "bench", "audit", "clean",
     }  # fmt: skip
 
 
