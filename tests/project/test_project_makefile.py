@@ -60,7 +60,7 @@ SETUP = [
     ("target", "expected"),
     [
         ("quickstart", ["featurectl broker up", "featurectl demo"]),
-        ("test", ["python -m pytest"]),
+        ("test", ["python -m pytest -m not slow"]),
         ("check", ["ruff check", "ruff format --check", "mypy ", "lint-imports "]),
         ("bench", ["python -m benchmarks"]),
     ],
@@ -84,13 +84,13 @@ def test_what_fails_in_setup_is_set_up_again(venv: Path) -> None:
     assert calls(venv) == SETUP
     write_program(venv / "bin" / "python", RECORDER)
     assert make("test", f"VENV={venv}").returncode == 0
-    assert calls(venv) == [*SETUP, *SETUP, "python -m pytest"]
+    assert calls(venv) == [*SETUP, *SETUP, "python -m pytest -m not slow"]
 
 
 def test_a_failing_check_fails_and_stops_the_tests(venv: Path) -> None:
     write_program(venv / "bin" / "mypy", RECORDER + "exit 1\n")
     assert make("check", "test", f"VENV={venv}").returncode != 0
-    assert "python -m pytest" not in calls(venv)
+    assert "python -m pytest -m not slow" not in calls(venv)
 
 
 def test_a_python_that_is_too_old_is_named(tmp_path: Path) -> None:
