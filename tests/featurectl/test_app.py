@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-
 import pytest
 import typer
 from typer.testing import CliRunner
