@@ -20,7 +20,7 @@ quickstart: $(INSTALLED) ## set up, start the embedded Kafka, run the whole main
 	@$(BIN)/featurectl broker up
 	@$(BIN)/featurectl demo
 
-test: $(INSTALLED) ## run all tests, on a real Kafka that they start themselves
+test: $(INSTALLED) ## run all tests but the slow ones, on a real Kafka that they start themselves
 	@echo "==> test: pytest"
 	@$(BIN)/python -m pytest -m "not slow"
 

@@ -49,13 +49,13 @@ def train(
         typer.Option(metavar="FILE", help="A CSV (id or index, label) whose labels take the place of the stream's."),
     ] = None,
     validate_labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="One for the validation stream. [default: that of --labels]")
+        Path | None, typer.Option(metavar="FILE", help="One for the validation stream. Default: that of --labels.")
     ] = None,
     unlabelled: Annotated[
         str, typer.Option(help="error or drop: what becomes of samples that FILE does not name.")
     ] = "error",
     metric: Annotated[
-        Arguments, typer.Option(metavar="NAME", help="The metric to compare by, and others. [default: by the loss]")
+        Arguments, typer.Option(metavar="NAME", help="The metric to compare by, and others. Default: by the loss.")
     ] = None,
     start: options.From = "earliest",
     until: options.Until = None,
@@ -66,7 +66,7 @@ def train(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N; auto is the first GPU, else the CPU.")] = "auto",
     reporter: Annotated[
         Arguments,
-        typer.Option(metavar="NAME", help="console, jsonl, tensorboard or package.module:function. [default: all]"),
+        typer.Option(metavar="NAME", help="console, jsonl, tensorboard or package.module:function. Default: all."),
     ] = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between two checkpoints.")] = 30.0,
     keep_checkpoints: Annotated[int, typer.Option(help="Checkpoints kept, the newest; `fork --at` needs some.")] = 2,

@@ -65,6 +65,13 @@ class BackboneFacts(Value):
     name: str = Field(description="resnet18, timm:NAME or package.module:function")
     weights: str = Field(description="where the weights came from: a torchvision name, a file, or random")
     weights_sha256: str = Field(description="SHA-256 over all parameters and buffers")
+    autocast: Literal["bfloat16", "float16"] | None = Field(
+        default=None,
+        description="what torch's autocast computed convolutions and products in; null: the weights' dtype",
+    )
+    compiled: Literal[True] | None = Field(
+        default=None, description="whether torch.compile made the kernels, which may round otherwise; null: no"
+    )
 
 
 class TapFacts(Value):

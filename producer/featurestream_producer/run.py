@@ -53,12 +53,15 @@ from featurestream_producer.prepare import (
     check_an_image,
     made_with,
     prepare,
+    ready,
     version_warnings,
 )
 from featurestream_producer.ranks import Rank
 from featurestream_producer.requests import RequestServer, Served, Unserved, requests_wait
 from featurestream_producer.resume import PassSoFar, Tail, find_tail, fresh_tail, passes_so_far, reaches_end
-from featurestream_producer.worker import Done, Durable, Job, Ready, Sent, Stages
+from featurestream_producer.stages import RecentStages, Stages, mean
+from featurestream_producer.taps import TapReader
+from featurestream_producer.worker import Done, Durable, Job, Ready, Sent
 
 WAIT_LINE_S: Final = 5.0  # how long a producer waits for readers before a line says so
 TICK_S: Final = 0.2  # how soon Ctrl-C and a lost lease are noticed
@@ -405,8 +408,8 @@ class _Run:
         sizes = {tap.name: plan.tap_pass_bytes(tap) / layout.pass_batches for tap in plan.taps}
         return Pacer(self._pace(manifest), manifest, self._log, batch_bytes=sizes, next_batch=tail.untouched)
 
-    def _own_reader(self, _job: Job) -> Any:
-        return self._prepared.reader
+    def _own_reader(self, job: Job) -> TapReader:
+        return ready(self._prepared.reader, job.manifest)
 
     def _listen(
         self,
@@ -426,7 +429,7 @@ class _Run:
         deadline = float("inf")
         say = self._say if shown is None else shown.say
         health = HealthWatch(self._topic, manifest, self._facts, jobs, lambda line: say(f"{WARNING}{line}"))
-        began = time.perf_counter()
+        began, recent = time.perf_counter(), RecentStages()
         while running and time.monotonic() < deadline:
             event = crew.next_event(TICK_S)
             if failure is None:
@@ -442,7 +445,8 @@ class _Run:
                     pacing.next_batch = max(pacing.next_batch, event.batch + 1)
                     ledger.sent(event.batch, rows=event.rows, size=event.size, missing=event.missing, at_ms=event.at_ms)
                     images = event.rows + len(event.missing) * manifest.views
-                    _advance(shown, images, ledger.bytes / max(time.perf_counter() - began, 1e-9))
+                    recent.see(event.worker, event.stages)
+                    _advance(shown, images, ledger.bytes / max(time.perf_counter() - began, 1e-9), recent.mean())
                 case Durable():
                     recorder.record(ledger.is_durable(event.worker, event.below), pacing.say)
                 case Served() | Unserved():
@@ -463,7 +467,7 @@ class _Run:
         if failure is not None:
             raise failure
         self._warn(pacing)
-        return _mean(stages)
+        return mean(stages)
 
     def _close_health(self, health: HealthWatch, failure: BaseException | None) -> None:
         if not isinstance(failure, BrokerError):  # a log that is gone takes no facts
@@ -616,31 +620,17 @@ def _images_in(layout: Layout, lanes: Sequence[int], batches: range) -> int:
     return (count * layout.batch_samples - smaller * lacking) * layout.views
 
 
-def _mean(stages: list[Stages]) -> Stages:
-    count = max(len(stages), 1)
-    return Stages(
-        sum(one.data_s for one in stages) / count,
-        sum(one.forward_s for one in stages) / count,
-        sum(one.send_s for one in stages) / count,
-        sum(one.sending_s for one in stages) / count,
-        sum(one.ahead_s for one in stages) / count,
-    )
-
-
-def _advance(shown: Progress | None, images: int, bytes_per_s: float) -> None:
+def _advance(shown: Progress | None, images: int, bytes_per_s: float, stages: Stages) -> None:
     if shown is not None:
-        shown.advance(images, rate=f"{size_text(bytes_per_s)}/s")
+        facts = {"rate": f"{size_text(bytes_per_s)}/s", "stages": stages.brief()}
+        shown.advance(images, **{name: text for name, text in facts.items() if text})
 
 
 def _summary(result: Result) -> str:
-    stages = result.stages
-    all_s = max(stages.data_s + stages.forward_s + stages.send_s + stages.ahead_s, 1e-9)
-    ahead = f", waiting for slower devices {stages.ahead_s / all_s:.0%}" if stages.ahead_s > 0.005 * all_s else ""
     return (
         f"published {result.rows:,} rows in {result.batches:,} batches ({size_text(result.bytes)}) "
         f"in {duration_text(result.seconds)}: {result.images_per_s:,.0f} images/s; the device's time: "
-        f"waiting for images {stages.data_s / all_s:.0%}, computing {stages.forward_s / all_s:.0%}, "
-        f"waiting for Kafka {stages.send_s / all_s:.0%}{ahead}"
+        f"{result.stages.text() or 'none'}"
         + (f"; {duration_text(result.waited_s)} more in which it waited for readers" if result.waited_s else "")
     )
 

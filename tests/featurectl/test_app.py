@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import typer
@@ -48,6 +50,22 @@ def test_every_command_explains_itself_with_both_spellings_of_help(command: str)
     assert (long.exit_code, short.exit_code) == (0, 0)
     assert long.stdout == short.stdout
     assert f"Usage: root {command}" in long.stdout
+
+
+def test_help_shows_every_text_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Square brackets are markup to the help: what stands in them would be gone, so defaults are said in words."""
+    monkeypatch.setenv("COLUMNS", "400")
+    for path, command in commands_below(typer.main.get_command(app)):
+        shown = " ".join(CliRunner().invoke(app, [*path, "--help"]).stdout.replace("│", " ").split())
+        texts = [command.help, *(getattr(parameter, "help", None) for parameter in command.params)]
+        for text in filter(None, texts):
+            assert " ".join(text.split()) in shown, " ".join(path)
+
+
+def commands_below(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands_below(inner, (*path, name))
 
 
 def test_help_loads_nothing_heavy() -> None:
