@@ -11,23 +11,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from featurestream.batch import FeatureBatch, concatenate, join, regroup
+from featurestream.batch import FeatureBatch, concatenate, regroup
 from featurestream.cluster import Cluster, resolve_cluster
-from featurestream.errors import FingerprintError, GoneError, HoleError, RecordError, UsageError
+from featurestream.errors import FingerprintError, UsageError
 from featurestream.manifest import Manifest
 from featurestream.manifest_topic import require_manifest
+from featurestream.merge import LaneMerge
 from featurestream.names import tap_topic
-from featurestream.ports import LaneReader, Log, LogRecord, RecordSource
+from featurestream.ports import Log
 from featurestream.position import Position, StartPoint, parse_start
 from featurestream.reader_lease import ReaderLease, ReaderPlace
-from featurestream.record import Record
 from featurestream.seek import Lanes, resolve_start, resolve_stop
-from featurestream.wire import open_record, parse_headers
 
 Start = str | int | float | datetime | Position | StartPoint
 
 QUEUE_KBYTES = 8192  # prefetched by each lane's reader: a reader's memory is taps x lanes x this
-POLL_S = 0.25
 
 
 class FeatureStream:
@@ -210,6 +208,15 @@ class FeatureStream:
         batch = self.position.batch
         return ReaderPlace(self._reader or "", batch, batch, self.taps, dict(self.offsets))
 
+    def _count_duplicate(self) -> None:
+        self.duplicates += 1
+
+    def _waited(self, seconds: float) -> None:
+        if self._lease is not None:
+            self._lease.nudge()
+        if self._on_wait is not None:
+            self._on_wait(seconds)
+
     def _batches(self) -> Iterator[FeatureBatch]:
         self.close()
         self._open = stack = ExitStack()
@@ -219,7 +226,15 @@ class FeatureStream:
                 self._lease = stack.enter_context(ReaderLease(log, self.stream, self._place))
             source = log.source()
             stack.callback(source.close)
-            merge = _Merge(self, source, stack)
+            merge = LaneMerge(
+                source,
+                self.manifest,
+                self.taps,
+                offsets=self.offsets,
+                on_duplicate=self._count_duplicate,
+                on_wait=self._waited,
+            )
+            stack.callback(merge.close)
             begin = self.position  # the position moves on while this runs
             index, count = self.shard
             first = begin.batch + (index - (begin.batch - self.start.batch)) % count
@@ -234,92 +249,3 @@ class FeatureStream:
             stack.close()
             if self._open is stack:
                 self._open = None
-
-
-class _Merge:
-    """The open lanes of one iteration: takes batch after batch from them, in any ascending order."""
-
-    def __init__(self, stream: FeatureStream, source: RecordSource, stack: ExitStack) -> None:
-        self._stream = stream
-        self._source = source
-        self._stack = stack
-        self._layout = stream.manifest.layout
-        self._lanes = Lanes(source, self._layout, stream._topics)
-        self._readers: dict[tuple[str, int], LaneReader] = {}
-        self._expected: dict[tuple[str, int], int] = {}
-
-    def batch(self, number: int) -> FeatureBatch:
-        """Return one batch, joined over the taps."""
-        return join([self._record(topic, number) for topic in self._stream._topics])
-
-    def _record(self, topic: str, number: int) -> Record:
-        lane = self._layout.lane_of(number)
-        place = (topic, lane)
-        if place not in self._readers:
-            # A lane is opened when it is first needed: a shard reads only its own.
-            offset = self._lanes.offset_of(topic, lane, number)
-            reader = self._source.read(topic, lane, offset)
-            self._stack.callback(reader.close)
-            self._readers[place] = reader
-            self._expected[place] = number
-        while True:
-            raw = self._poll(place, number)
-            self._stream.offsets[place] = raw.offset + 1
-            try:
-                headers = parse_headers(raw.headers)
-                if headers.fingerprint != self._stream.manifest.fingerprint:
-                    raise FingerprintError(
-                        f"record at {topic}, lane {lane}, offset {raw.offset} belongs to fingerprint "
-                        f'{headers.fingerprint}, but stream "{self._stream.stream}" has '
-                        f"{self._stream.manifest.fingerprint}",
-                        hint="another stream was written to this topic; publish under a new name",
-                    )
-                if headers.batch < self._expected[place]:
-                    self._stream.duplicates += 1
-                    continue
-                if headers.batch > self._expected[place]:
-                    raise HoleError(
-                        f"batch {self._expected[place]} is missing from {topic}, lane {lane}: "
-                        f"offset {raw.offset} holds batch {headers.batch}",
-                        hint="the log has lost records; read around it with --from and --until, or publish anew",
-                        batch=self._expected[place],
-                    )
-                self._expected[place] += self._layout.lanes
-                if headers.batch < number:
-                    continue  # another shard's
-                if raw.value is None:
-                    raise RecordError("a tombstone, where a batch should be")
-                record = open_record(raw.value, (raw.topic, raw.lane, raw.offset))
-                if record.batch != number or record.tap != self._tap_of(topic):
-                    raise RecordError(
-                        f"its headers say batch {number} of tap {self._tap_of(topic)}, its value says batch "
-                        f"{record.batch} of tap {record.tap}"
-                    )
-                return record
-            except RecordError as error:
-                raise error.at(raw.topic, raw.lane, raw.offset) from error
-
-    def _tap_of(self, topic: str) -> str:
-        return topic.removeprefix(self._stream.stream + ".")
-
-    def _poll(self, place: tuple[str, int], number: int) -> LogRecord:
-        waited = 0.0
-        reader = self._readers[place]
-        while True:
-            began = time.monotonic()
-            try:
-                raw = reader.poll(POLL_S)
-            except GoneError as error:
-                earliest = self._lanes.earliest()
-                raise GoneError(
-                    f"retention has deleted batch {number} of {place[0]} before it was read",
-                    hint=f"what is left begins at batch:{earliest}; read faster, or make the retention longer",
-                    first_left=earliest,
-                ) from error
-            if raw is not None:
-                return raw
-            waited += time.monotonic() - began
-            if self._stream._lease is not None:
-                self._stream._lease.nudge()
-            if self._stream._on_wait is not None:
-                self._stream._on_wait(waited)
