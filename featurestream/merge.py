@@ -56,6 +56,11 @@ class LaneMerge:
         self._readers: dict[tuple[str, int], LaneReader] = {}
         self._expected: dict[tuple[str, int], int] = {}
 
+    @property
+    def open_lanes(self) -> int:
+        """How many lanes are open: each is a connection that reads ahead."""
+        return len(self._readers)
+
     def batch(self, number: int) -> FeatureBatch:
         """Return one batch, joined over the taps."""
         return join([self.record(tap, number) for tap in self.taps])
