@@ -55,7 +55,8 @@ class Experiments:
     def look(self, committed: Committed, now: float) -> list[Experiment]:
         """Return all experiments by stream and name.
 
-        ``committed``: what groups have; ``now``: seconds since the epoch. Those of streams that cannot be read are left out: the list of streams says why.
+        ``committed``: what groups have; ``now``: seconds since the epoch. Those of streams that cannot be read are left
+        out: the list of streams says why.
         """
         notes = self._catalogue.log.committed_notes(GROUP_PREFIX)
         by_stream: dict[str, dict[str, Mapping[tuple[str, int], int]]] = {}
@@ -109,7 +110,7 @@ def next_batch(lanes: Lanes, manifest: Manifest, places: Mapping[tuple[str, int]
 
 
 def choose(experiments: Iterable[Experiment], name: str, stream: str | None) -> Experiment:
-    """Return the one experiment of a name; raise RefusedError where there is none, or one on each of several streams."""
+    """Return the one experiment of a name; raise RefusedError where there is none, or one on several streams."""
     everybody = list(experiments)
     found = [one for one in everybody if one.name == name and stream in (None, one.stream)]
     if not found:

@@ -115,7 +115,7 @@ def read_token(file: Path | None) -> Token | None:
     if len(text) < TOKEN_LEAST or not text.isascii() or any(letter.isspace() for letter in text):
         raise UsageError(
             f"the token in {source} has {len(text)} characters, or some that no header can hold",
-            hint=f"expected {TOKEN_LEAST} or more; python3 -c 'import secrets; print(secrets.token_urlsafe())' makes one",
+            hint=f"expected {TOKEN_LEAST} or more, as python3 -c 'import secrets; print(secrets.token_hex())' prints",
         )
     return Token(text)
 
