@@ -79,6 +79,7 @@ def make_app(
     app.add_exception_handler(FeatureStreamError, answer_error)
     app.add_exception_handler(HTTPException, answer_http_error)
     app.add_exception_handler(RequestValidationError, answer_bad_parameters)
+    app.add_exception_handler(Exception, answer_error)
     return Guard(app, settings, connections or Connections(), meters)
 
 

@@ -39,14 +39,15 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        status, sent = 0, 0
+        status, sent, whole = 0, 0, False
 
         async def counted(message: Message) -> None:
-            nonlocal status, sent
+            nonlocal status, sent, whole
             if message["type"] == "http.response.start":
                 status = message["status"]
             await self._send(scope, send, message)
             sent += len(message.get("body", b""))
+            whole = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
             await self._answer(scope, receive, counted)
@@ -56,7 +57,7 @@ class Guard:
             log.exception("a request was not answered: %s %s", scope["method"], scope["path"])
             if not status:
                 await response_of(RuntimeError())(scope, receive, counted)
-            else:
+            elif not whole:
                 self._connections.cut(scope)
         finally:
             path = getattr(scope.get("route"), "path", "other")

@@ -93,7 +93,7 @@ def problem_of(error: Exception) -> dict[str, Any]:
     return problem(kind, error.message, hint=error.hint, **{key: error.facts[key] for key in error.facts})
 
 
-def problem(kind: str, detail: str, *, hint: str | None = None, **facts: Any) -> dict[str, Any]:
+def problem(kind: str, detail: str, /, *, hint: str | None = None, **facts: Any) -> dict[str, Any]:
     """Return the keys of a problem of a kind."""
     status, title = KINDS[kind]
     found: dict[str, Any] = {"type": URN + kind, "title": title, "status": status, "detail": detail}

@@ -160,5 +160,5 @@ def choose_taps(manifest: Manifest, names: Sequence[str]) -> tuple[str, ...]:
         return tuple(tap.name for tap in manifest.taps)
     found = tuple(manifest.tap(name).name for name in names)
     if len(set(found)) < len(found):
-        raise UsageError(f"taps {', '.join(names)}: each tap once")
+        raise UsageError(f"taps {', '.join(names)}: one of them twice", hint="name each tap once")
     return found
