@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -126,6 +127,10 @@ class RankReading(SharedReading):
     def _place(self) -> ReaderPlace | None:
         """Return what the lease says: rank 0 holds it for all."""
         return super()._place() if self._ranks.leads else None
+
+    def _registered(self) -> AbstractContextManager[object]:
+        """Return what writes the experiment into the run registry: rank 0 does."""
+        return super()._registered() if self._ranks.leads else nullcontext()
 
     def _heed_signals(self) -> None:
         """Do nothing: a rank that stopped at a record of its own would leave the others waiting; see RankRecords."""

@@ -38,6 +38,7 @@ from featurestream_consumer.labels import LabelFiles, Labels
 from featurestream_consumer.metrics import higher_is_better
 from featurestream_consumer.normalization import Normalization
 from featurestream_consumer.reporters.console import format_metric
+from featurestream_consumer.reporters.registry import RegistryReporter
 from featurestream_consumer.trainer import Evaluation, Evaluator, Once, Trainer
 from featurestream_consumer.waiting import Waiting
 
@@ -168,8 +169,12 @@ class SharedReading:
         In the main thread, the first SIGINT or SIGTERM ends it with KeyboardInterrupt between two records, or while it
         waits for one.
         """
-        with self._lease:
+        with self._lease, self._registered():
             self._train()
+
+    def _registered(self) -> AbstractContextManager[object]:
+        """Return what writes the experiments into the stream's run registry meanwhile."""
+        return RegistryReporter(self._log, self._stream, self.experiments, say=self.say)
 
     def _train(self) -> None:
         self._say_how_often()
