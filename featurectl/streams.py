@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from featurestream.experiments import Experiment
     from featurestream.manifest import Lease, Manifest, TapFacts
     from featurestream.manifest_topic import StreamFacts
-    from featurestream.ports import Bounds, LaneReader, Log, LogRecord, RecordSource
+    from featurestream.ports import Bounds, LaneReader, Log, LogRecord, Place, RecordSource
 
 Committed = Mapping[str, Mapping[tuple[str, int], int]]  # group -> (topic, lane) -> next offset
 
@@ -201,21 +201,23 @@ class _Snapshot:
 
     def __init__(self, source: RecordSource) -> None:
         self._source = source
-        self._bounds: dict[tuple[str, int], Bounds] = {}
+        self._bounds: dict[Place, Bounds] = {}
         self._records: dict[tuple[str, int, int], LogRecord] = {}
 
     def bounds(self, topic: str, lane: int) -> Bounds:
-        if (topic, lane) not in self._bounds:
-            self._bounds[topic, lane] = self._source.bounds(topic, lane)
-        return self._bounds[topic, lane]
+        return self.all_bounds([(topic, lane)])[topic, lane]
+
+    def all_bounds(self, places: Sequence[Place]) -> dict[Place, Bounds]:
+        self._bounds |= self._source.all_bounds([place for place in places if place not in self._bounds])
+        return {place: self._bounds[place] for place in places}
 
     def record_at(self, topic: str, lane: int, offset: int) -> LogRecord:
         if (topic, lane, offset) not in self._records:
             self._records[topic, lane, offset] = self._source.record_at(topic, lane, offset)
         return self._records[topic, lane, offset]
 
-    def offset_at_time(self, topic: str, lane: int, time_ms: int) -> int:
-        return self._source.offset_at_time(topic, lane, time_ms)
+    def offsets_at_time(self, places: Sequence[Place], time_ms: int) -> dict[Place, int]:
+        return self._source.offsets_at_time(places, time_ms)
 
     def read(self, topic: str, lane: int, offset: int) -> LaneReader:
         return self._source.read(topic, lane, offset)

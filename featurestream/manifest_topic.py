@@ -212,16 +212,17 @@ def list_streams(log: Log) -> list[str]:
 
 def require_manifest(log: Log, stream: str) -> Manifest:
     """Return a stream's manifest, or raise StreamNotFoundError that lists the streams and suggests the nearest."""
-    known = list_streams(log)
-    if check_stream_name(stream) in known:
-        source = log.source()
-        try:
-            manifest = read_facts(source, stream).manifest
-        finally:
-            source.close()
-        if manifest is not None:
-            return manifest
-        known.remove(stream)  # its topic was created, but its producer has published nothing yet
+    source = log.source()
+    try:
+        manifest = read_facts(source, check_stream_name(stream)).manifest
+    except StreamNotFoundError:
+        manifest = None
+    finally:
+        source.close()
+    if manifest is not None:
+        return manifest
+    # A topic of this name may be there all the same: created, but its producer has published nothing yet.
+    known = [name for name in list_streams(log) if name != stream]
     near = nearest(stream, known)
     parts = [f'did you mean "{near}"?'] if near else []
     parts.append(f"there are: {', '.join(known)}" if known else "there are none yet: make one with featurectl produce")

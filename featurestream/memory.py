@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from featurestream.absent import no_lane, no_offset
 from featurestream.errors import BrokerError, GoneError, StreamMismatchError, StreamNotFoundError, UsageError
 from featurestream.names import GROUP_PREFIX
-from featurestream.ports import Bounds, Headers, LogRecord
+from featurestream.ports import Bounds, Headers, LogRecord, Place
 
 
 @dataclass(slots=True)
@@ -220,9 +220,13 @@ class MemorySource:
         """Return the offsets that a lane holds now."""
         return self._log._bounds(topic, lane)
 
-    def offset_at_time(self, topic: str, lane: int, time_ms: int) -> int:
-        """Return the first offset whose record was appended at or after a time."""
-        return self._log._offset_at_time(topic, lane, time_ms)
+    def all_bounds(self, places: Sequence[Place]) -> dict[Place, Bounds]:
+        """Return the bounds of many lanes."""
+        return {place: self.bounds(*place) for place in places}
+
+    def offsets_at_time(self, places: Sequence[Place], time_ms: int) -> dict[Place, int]:
+        """Return, for each lane, the first offset whose record was appended at or after a time."""
+        return {place: self._log._offset_at_time(*place, time_ms) for place in places}
 
     def record_at(self, topic: str, lane: int, offset: int) -> LogRecord:
         """Return the record at an offset, or the first one after it."""

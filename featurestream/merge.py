@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from featurestream.batch import FeatureBatch, join
 from featurestream.errors import FingerprintError, GoneError, HoleError, RecordError
 from featurestream.manifest import Manifest
 from featurestream.names import tap_topic
-from featurestream.ports import LaneReader, LogRecord, RecordSource
+from featurestream.ports import LaneReader, LogRecord, Place, RecordSource
 from featurestream.record import Record
 from featurestream.seek import Lanes
 from featurestream.wire import open_record, parse_headers
@@ -29,6 +29,7 @@ class LaneMerge:
         manifest: the stream's manifest.
         taps: names of taps, in the order in which records are joined.
         offsets: is kept at the next offset of each (topic, lane) that is read.
+        found: offsets that were looked up already, by topic, lane and batch.
         on_duplicate: called for each record that is dropped.
         on_wait: called with the seconds waited so far, about four times a second, while a record is not there yet; what
             it raises ends the waiting.
@@ -40,7 +41,8 @@ class LaneMerge:
         manifest: Manifest,
         taps: Sequence[str],
         *,
-        offsets: dict[tuple[str, int], int] | None = None,
+        offsets: dict[Place, int] | None = None,
+        found: Mapping[tuple[str, int, int], int] | None = None,
         on_duplicate: Callable[[], None] | None = None,
         on_wait: Callable[[float], None] | None = None,
     ) -> None:
@@ -51,10 +53,11 @@ class LaneMerge:
         self._topics = {tap: tap_topic(manifest.stream, tap) for tap in self.taps}
         self._lanes = Lanes(source, self._layout, tuple(self._topics.values()))
         self._offsets = {} if offsets is None else offsets
+        self._found = {} if found is None else found
         self._on_duplicate = on_duplicate
         self._on_wait = on_wait
-        self._readers: dict[tuple[str, int], LaneReader] = {}
-        self._expected: dict[tuple[str, int], int] = {}
+        self._readers: dict[Place, LaneReader] = {}
+        self._expected: dict[Place, int] = {}
 
     @property
     def open_lanes(self) -> int:
@@ -87,7 +90,8 @@ class LaneMerge:
         lane = self._layout.lane_of(number)
         place = (topic, lane)
         if place not in self._readers:
-            offset = self._lanes.offset_of(topic, lane, number)
+            known = self._found.get((topic, lane, number))
+            offset = self._lanes.offset_of(topic, lane, number) if known is None else known
             self._readers[place] = self._source.read(topic, lane, offset)
             self._expected[place] = number
         while True:
@@ -125,7 +129,7 @@ class LaneMerge:
         for reader in readers.values():
             reader.close()
 
-    def _poll(self, place: tuple[str, int], number: int) -> LogRecord:
+    def _poll(self, place: Place, number: int) -> LogRecord:
         waited = 0.0
         reader = self._readers[place]
         while True:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Headers = Sequence[tuple[str, bytes]]
+Place = tuple[str, int]  # (topic, lane)
 
 
 class Bounds(NamedTuple):
@@ -80,8 +81,11 @@ class RecordSource(Protocol):
     def bounds(self, topic: str, lane: int) -> Bounds:
         """Return the offsets that a lane holds now. Raises StreamNotFoundError where there is no such topic or lane."""
 
-    def offset_at_time(self, topic: str, lane: int, time_ms: int) -> int:
-        """Return the first offset whose record was appended at or after ``time_ms``.
+    def all_bounds(self, places: Sequence[Place]) -> dict[Place, Bounds]:
+        """Return the bounds of many lanes, for little more than the time that one of them takes."""
+
+    def offsets_at_time(self, places: Sequence[Place], time_ms: int) -> dict[Place, int]:
+        """Return, for each lane, the first offset whose record was appended at or after ``time_ms``.
 
         That is ``bounds().high``, read before the look-up, where there is none yet; and ``low`` where everything left
         is later.

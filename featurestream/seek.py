@@ -8,12 +8,12 @@ number before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from featurestream.errors import GoneError, RecordError, UsageError
 from featurestream.layout import Layout
-from featurestream.ports import LogRecord, RecordSource
+from featurestream.ports import Bounds, LogRecord, Place, RecordSource
 from featurestream.position import Position, StartPoint
 from featurestream.wire import parse_headers
 
@@ -30,38 +30,41 @@ def batch_of(record: LogRecord) -> int:
 class Lanes:
     """The lanes that a reader of some taps reads, and what they hold.
 
-    A range of batches is read from all of them: a batch is there when every tap has it.
+    A range of batches is read from all of them: a batch is there when every tap has it. Their bounds are asked for
+    together.
     """
 
     source: RecordSource
     layout: Layout
     topics: Sequence[str]
 
-    def places(self) -> Iterable[tuple[str, int]]:
+    def places(self) -> list[Place]:
         """Return every (topic, lane)."""
-        return ((topic, lane) for topic in self.topics for lane in range(self.layout.lanes))
+        return [(topic, lane) for topic in self.topics for lane in range(self.layout.lanes)]
 
     def earliest(self) -> int:
         """Return the first batch from which on every lane still holds everything."""
-        return max([0, *(self.first_left(topic, lane) - self.layout.lanes + 1 for topic, lane in self.places())])
+        return max([0, *(first - self.layout.lanes + 1 for first in self._first_left(self._bounds()).values())])
 
     def next_missing(self) -> int:
         """Return the first batch that is not (yet) complete: all before it are there, or are gone."""
+        bounds = self._bounds()
+        greatest = self._greatest(bounds)
+        first_left = self._first_left({place: held for place, held in bounds.items() if greatest[place] is None})
         return min(
-            greatest + self.layout.lanes if greatest is not None else self.first_left(topic, lane)
-            for topic, lane, greatest in self._greatest_before({})
+            first_left[place] if number is None else number + self.layout.lanes for place, number in greatest.items()
         )
 
     def after_end(self) -> int:
         """Return one more than the greatest batch that any lane holds."""
-        return max(0 if greatest is None else greatest + 1 for _, _, greatest in self._greatest_before({}))
+        return self._after(self._bounds())
 
     def since_offset(self, offset: int) -> int:
         """Return the first batch such that it and all later ones lie at ``offset`` or beyond in their lanes.
 
         Raises GoneError where a lane no longer holds the offset, UsageError where none holds it yet.
         """
-        bounds = {place: self.source.bounds(*place) for place in self.places()}
+        bounds = self._bounds()
         if offset > max(high for _, high in bounds.values()):
             raise UsageError(
                 f"offset {offset} lies beyond the end of every lane ({max(high for _, high in bounds.values())})",
@@ -69,8 +72,7 @@ class Lanes:
             )
         if any(offset < low for low, _ in bounds.values()):
             raise self._gone(f"offset {offset}")
-        places = {place: min(offset, high) for place, (_, high) in bounds.items()}
-        return max([0, *(g + 1 for _, _, g in self._greatest_before(places) if g is not None)])
+        return self._after({place: Bounds(low, min(offset, high)) for place, (low, high) in bounds.items()})
 
     def since_time(self, time_ms: int) -> int:
         """Return the first batch such that it and all later ones, in every lane, were appended at or after a time.
@@ -78,16 +80,15 @@ class Lanes:
         That is one more than the greatest batch appended before it. Where retention may have deleted records that were
         appended after the time, the answer cannot be known: GoneError.
         """
-        places: dict[tuple[str, int], int] = {}
-        for topic, lane in self.places():
-            offset = self.source.offset_at_time(topic, lane, time_ms)
-            places[topic, lane] = offset
-            low, high = self.source.bounds(topic, lane)
-            if offset > low:
-                continue  # a record from before the time is left, so nothing after it is gone
-            if (low < high and batch_of(self.source.record_at(topic, lane, low)) != lane) or (low == high and low > 0):
+        offsets = self.source.offsets_at_time(self.places(), time_ms)
+        bounds = self._bounds()
+        # Where a record from before the time is left, nothing after it is gone.
+        open_ended = {place: held for place, held in bounds.items() if offsets[place] <= held.low}
+        begins_with = self._first_batches(open_ended)
+        for place, (low, high) in open_ended.items():
+            if begins_with[place] != place[1] if low < high else low > 0:
                 raise self._gone("a time before what is left")
-        return max([0, *(g + 1 for _, _, g in self._greatest_before(places) if g is not None)])
+        return self._after({place: Bounds(low, max(low, offsets[place])) for place, (low, _) in bounds.items()})
 
     def offset_of(self, topic: str, lane: int, batch: int) -> int:
         """Return an offset from which on reading meets ``batch``, where every earlier number met is a duplicate.
@@ -95,61 +96,85 @@ class Lanes:
         Nearly always it is the batch's own offset, found at the first look; the lane's end where it is not there yet.
         Raises GoneError where it is no longer there.
         """
-        low, high = self.source.bounds(topic, lane)
+        return self.offsets_of({(topic, lane): batch})[topic, lane]
+
+    def offsets_of(self, batches: Mapping[Place, int]) -> dict[Place, int]:
+        """Return the offset of a batch in each lane, as :meth:`offset_of` does."""
+        bounds = self.source.all_bounds(list(batches))
+        return {place: self._search(place, batch, bounds[place]) for place, batch in batches.items()}
+
+    def _search(self, place: Place, batch: int, bounds: Bounds) -> int:
+        low, high = bounds
         nominal = self.layout.offset_of(batch)
         if low <= nominal < high:
-            record = self.source.record_at(topic, lane, nominal)
+            record = self.source.record_at(*place, nominal)
             if batch_of(record) == batch:
                 return record.offset
         if low == high:
             if nominal < high:  # everything was deleted, and this batch had been there
                 raise self._gone(f"batch {batch}")
             return high
-        first = batch_of(self.source.record_at(topic, lane, low))
+        first = batch_of(self.source.record_at(*place, low))
         if first > batch:
             raise self._gone(f"batch {batch}")
         # Every number from `first` to `batch` comes after `low`, each at least once: the batch cannot stand earlier.
         bound = low + (batch - first) // self.layout.lanes
         if bound >= high:
-            greatest = self.greatest(topic, lane, high)
+            greatest = self._greatest({place: bounds})[place]
             return high if greatest is None or greatest < batch else low
-        return bound if batch_of(self.source.record_at(topic, lane, bound)) <= batch else low
+        return bound if batch_of(self.source.record_at(*place, bound)) <= batch else low
 
     def first_left(self, topic: str, lane: int) -> int:
         """Return the first batch that a lane of one tap still holds; what comes next where it holds none."""
-        low, high = self.source.bounds(topic, lane)
-        if low < high:
-            return batch_of(self.source.record_at(topic, lane, low))
-        return low * self.layout.lanes + lane  # an empty lane: what comes next, where it never held a duplicate
+        return self._first_left({(topic, lane): self.source.bounds(topic, lane)})[topic, lane]
 
     def greatest(self, topic: str, lane: int, end: int | None) -> int | None:
         """Return the greatest batch in a lane of one tap below the offset ``end`` (None: all); None where none is."""
         low, high = self.source.bounds(topic, lane)
-        end = high if end is None else min(end, high)
-        if end <= low:
-            return None
-        last = self.source.record_at(topic, lane, end - 1)
-        greatest = batch_of(last)
-        first = batch_of(self.source.record_at(topic, lane, low))
-        # Records beyond the dense sequence first, first + L, ... are duplicates. After the greatest number came only
-        # duplicates, so it stands among the last `duplicates` records before the end.
-        duplicates = (last.offset - low) - (greatest - first) // self.layout.lanes
-        if duplicates > 0:
-            reader = self.source.read(topic, lane, max(low, last.offset - duplicates))
-            try:
-                while (record := reader.poll(10.0)) is not None and record.offset < last.offset:
-                    greatest = max(greatest, batch_of(record))
-            finally:
-                reader.close()
-        return greatest
+        return self._greatest({(topic, lane): Bounds(low, high if end is None else min(end, high))})[topic, lane]
 
-    def _greatest_before(self, places: dict[tuple[str, int], int]) -> list[tuple[str, int, int | None]]:
-        """Return, for every lane, the greatest batch below the offset given for it (default: its end)."""
-        found = []
-        for topic, lane in self.places():
-            end = places.get((topic, lane))
-            found.append((topic, lane, self.greatest(topic, lane, end)))
+    def _bounds(self) -> dict[Place, Bounds]:
+        return self.source.all_bounds(self.places())
+
+    def _first_batches(self, bounds: Mapping[Place, Bounds]) -> dict[Place, int]:
+        """Return the batch at the lower bound of each lane that holds anything."""
+        return {
+            place: batch_of(self.source.record_at(*place, low)) for place, (low, high) in bounds.items() if low < high
+        }
+
+    def _first_left(self, bounds: Mapping[Place, Bounds]) -> dict[Place, int]:
+        first = self._first_batches(bounds)
+        # An empty lane: what comes next, where it never held a duplicate.
+        return {place: first.get(place, low * self.layout.lanes + place[1]) for place, (low, _) in bounds.items()}
+
+    def _after(self, bounds: Mapping[Place, Bounds]) -> int:
+        """Return one more than the greatest batch that any lane holds within bounds."""
+        return max(0 if greatest is None else greatest + 1 for greatest in self._greatest(bounds).values())
+
+    def _greatest(self, bounds: Mapping[Place, Bounds]) -> dict[Place, int | None]:
+        """Return the greatest batch that each lane holds within bounds, None where it holds none there."""
+        found: dict[Place, int | None] = dict.fromkeys(bounds)
+        for place, first in self._first_batches(bounds).items():
+            low, high = bounds[place]
+            last = self.source.record_at(*place, high - 1)
+            found[place] = batch_of(last)
+            # Records beyond the dense sequence first, first + L, ... are duplicates. After the greatest number came
+            # only duplicates, so it stands among the last `duplicates` records before the end.
+            duplicates = (last.offset - low) - (batch_of(last) - first) // self.layout.lanes
+            if duplicates > 0:
+                found[place] = self._greatest_between(place, max(low, last.offset - duplicates), last)
         return found
+
+    def _greatest_between(self, place: Place, offset: int, last: LogRecord) -> int:
+        """Return the greatest batch from an offset to the record ``last`` of a lane."""
+        greatest = batch_of(last)
+        reader = self.source.read(*place, offset)
+        try:
+            while (record := reader.poll(10.0)) is not None and record.offset < last.offset:
+                greatest = max(greatest, batch_of(record))
+        finally:
+            reader.close()
+        return greatest
 
     def _gone(self, what: str) -> GoneError:
         earliest = self.earliest()

@@ -125,10 +125,10 @@ class FeatureStream:
                     f"batch {self.stop} ({stop_point or 'the end of the stream'})",
                     hint=f"see what is there with: featurectl streams {stream}",
                 )
-            for topic in self._topics:  # a range that is partly gone is refused now, not when a lane is met
-                for lane in range(lanes.layout.lanes):
-                    first = lanes.layout.next_in_lane(lane, self.start.batch)
-                    self.offsets[topic, lane] = lanes.offset_of(topic, lane, first)
+            # A range that is partly gone is refused now, not when a lane is met.
+            first = {place: lanes.layout.next_in_lane(place[1], self.start.batch) for place in lanes.places()}
+            self.offsets |= lanes.offsets_of(first)
+            self._found = {(*place, batch): self.offsets[place] for place, batch in first.items()}
         self.position: Position = self.start
 
     # ---- reading ----------------------------------------------------------------------------------------------------
@@ -231,6 +231,7 @@ class FeatureStream:
                 self.manifest,
                 self.taps,
                 offsets=self.offsets,
+                found=self._found,
                 on_duplicate=self._count_duplicate,
                 on_wait=self._waited,
             )

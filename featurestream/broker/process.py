@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import logging
 import os
 import re
@@ -16,7 +17,7 @@ from typing import IO, Final
 
 import psutil
 
-from featurestream.broker import ports
+from featurestream.broker import archive, ports
 from featurestream.broker.config import DATA, HOST, broker_command, format_command, server_properties
 from featurestream.broker.exclusive import exclusive, folder_error
 from featurestream.broker.jars import install_jars, jar_folder, kafka_version, locked_jars
@@ -97,7 +98,9 @@ class EmbeddedBroker:
         with exclusive(self.home / "lock", what="starting or stopping the embedded broker", timeout_s=LOCK_S):
             process = self._find()
             if process is not None:
-                self._stop(process, timeout_s)
+                written = archive.written_by(process.cmdline())
+                if self._stop(process, timeout_s) and written is not None:
+                    archive.keep(written)
             (self.home / "broker.pid").unlink(missing_ok=True)
             return process is not None
 
@@ -161,11 +164,13 @@ class EmbeddedBroker:
         java = find_java()
         jars = install_jars(locked_jars(), jar_folder(), say)
         self._check_folder()
+        classes = archive.find_archive(java, jars, jar_folder())
+        sharing = classes.options(hashlib.sha256(str(self.home).encode()).hexdigest()[:12]) if classes else []
         for attempt in range(1, BIND_ATTEMPTS + 1):
             self._settle_ports(say)
             if not (self.home / DATA / "meta.properties").exists():  # what formatting writes last
                 self._format(java, jars)
-            process = self._spawn(broker_command(java, jars, self._mark))
+            process = self._spawn(broker_command(java, jars, self._mark, sharing))
             try:
                 if self._wait_ready(process):
                     return
@@ -274,14 +279,15 @@ class EmbeddedBroker:
 
     # ---- ending it --------------------------------------------------------------------------------------------
 
-    def _stop(self, process: psutil.Process, timeout_s: float) -> None:
+    def _stop(self, process: psutil.Process, timeout_s: float) -> bool:
+        """End the process; return whether it ended by itself, not killed."""
         for send, limit_s in ((process.terminate, timeout_s), (process.kill, 10.0)):
             try:
                 send()
             except psutil.NoSuchProcess:
-                return
+                return False
             if _within(limit_s, lambda: not _is_alive(process)):
-                return
+                return bool(send == process.terminate)
             _log.warning("the embedded broker (process %d) did not end within %.0f s", process.pid, limit_s)
         raise BrokerError(
             f"the embedded broker (process {process.pid}) cannot be ended",

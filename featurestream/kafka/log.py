@@ -99,7 +99,9 @@ class KafkaLog:
 
     def topics(self) -> dict[str, int]:
         """Return every topic's name and number of lanes."""
-        found = self._ask("cannot list the topics", lambda client, look_s: client.list_topics(timeout=look_s)).topics
+        doing = "cannot list the topics"
+        self._brokers(doing)  # connects: list_topics() as a client's first question waits for that in steps of 50 ms
+        found = self._ask(doing, lambda client, look_s: client.list_topics(timeout=look_s)).topics
         # A topic that is just being deleted is listed with an error and without lanes.
         return {name: len(topic.partitions) for name, topic in found.items() if topic.partitions}
 
@@ -112,8 +114,7 @@ class KafkaLog:
         if lanes < 1:
             raise UsageError(f'topic "{topic}" needs at least one lane, got {lanes}')
         doing = f'cannot create the topic "{topic}"'
-        brokers = self._ask(doing, lambda client, look_s: client.list_topics(timeout=look_s)).brokers
-        replicas = min(REPLICAS, len(brokers))
+        replicas = min(REPLICAS, self._brokers(doing))
         config = {"min.insync.replicas": "2" if replicas == REPLICAS else "1", **settings}
         new = NewTopic(topic, num_partitions=lanes, replication_factor=replicas, config=config)
         self._ask(
@@ -229,6 +230,12 @@ class KafkaLog:
             if code_of(error) in unless:
                 return None
             raise request_failed(error, doing, self.cluster.bootstrap_servers) from error
+
+    def _brokers(self, doing: str) -> int:
+        """Return how many brokers the cluster has."""
+        return len(
+            self._ask(doing, lambda client, look_s: client.describe_cluster(request_timeout=look_s).result()).nodes
+        )
 
     def _lanes_of(self, doing: str, topic: str) -> int | None:
         """Return a topic's number of lanes, or None where the cluster shows no such topic."""

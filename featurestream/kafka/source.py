@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 
 from featurestream.absent import no_lane, no_offset
 from featurestream.cluster import Cluster
@@ -16,7 +24,7 @@ from featurestream.errors import BrokerError, FeatureStreamError, GoneError, Rec
 from featurestream.kafka.client import CONNECT_S, Home, ask, open_client
 from featurestream.kafka.config import LANE_QUEUE_KBYTES, check_properties, finder_settings, reader_settings
 from featurestream.kafka.errors import GONE, NO_LANE, PASSING, code_of, request_failed
-from featurestream.ports import Bounds, LogRecord
+from featurestream.ports import Bounds, LogRecord, Place
 
 T = TypeVar("T")
 
@@ -62,20 +70,24 @@ class KafkaSource:
         """Return the offsets that a lane holds now; see :class:`~featurestream.ports.RecordSource`."""
         return self._open().bounds(topic, lane)
 
-    def offset_at_time(self, topic: str, lane: int, time_ms: int) -> int:
-        """Return the first offset whose record was appended at or after a time."""
-        return self._open().offset_at_time(topic, lane, time_ms)
+    def all_bounds(self, places: Sequence[Place]) -> dict[Place, Bounds]:
+        """Return the bounds of many lanes, with two requests to each of their brokers."""
+        return self._open().all_bounds(places)
+
+    def offsets_at_time(self, places: Sequence[Place], time_ms: int) -> dict[Place, int]:
+        """Return, for each lane, the first offset whose record was appended at or after a time."""
+        return self._open().offsets_at_time(places, time_ms)
 
     def record_at(self, topic: str, lane: int, offset: int) -> LogRecord:
         """Return the record at an offset, or the first one after it."""
-        return self._open().record_at(topic, lane, offset)
+        return self._open().record_at((topic, lane), offset)
 
     def read(self, topic: str, lane: int, offset: int) -> KafkaLaneReader:
         """Return a reader whose first record is the one at ``offset``.
 
         Raises StreamNotFoundError at once where there is no such topic or lane.
         """
-        self._open().bounds(topic, lane)  # the client itself would wait in silence for a topic that is not there
+        self._open().require((topic, lane))  # the client itself would wait in silence for a topic that is not there
         return KafkaLaneReader(topic, lane, offset, finder=self._finder, settings=self._settings, stall_s=self._stall_s)
 
     def close(self) -> None:
@@ -209,6 +221,7 @@ class _Finder:
         self._stall_s = stall_s
         self._lock = threading.RLock()
         self._users = 1
+        self._known: set[Place] = set()  # lanes of which the cluster has spoken
 
     def share(self) -> _Finder:
         with self._lock:
@@ -222,69 +235,104 @@ class _Finder:
                 self._home.check()
                 self._consumer.close()
 
+    def require(self, place: Place) -> None:
+        """Raise StreamNotFoundError for a topic or a lane that is not there; nothing is asked where it was once."""
+        if place not in self._known:
+            self.bounds(*place)
+
     def bounds(self, topic: str, lane: int, limit_s: float | None = None) -> Bounds:
-        place = TopicPartition(topic, lane)
+        return self.all_bounds([(topic, lane)], limit_s)[topic, lane]
 
-        def question(timeout_s: float) -> tuple[int, int]:
-            return self._consumer.get_watermark_offsets(place, timeout=timeout_s)
+    def all_bounds(self, places: Sequence[Place], limit_s: float | None = None) -> dict[Place, Bounds]:
+        lows = self._offsets(places, OFFSET_BEGINNING, limit_s)  # first: what retention deletes in between is no harm
+        highs = self._offsets(places, OFFSET_END, limit_s)
+        return {place: Bounds(lows[place], highs[place]) for place in places}
 
-        return Bounds(*self._ask(topic, lane, question, limit_s))
+    def offsets_at_time(self, places: Sequence[Place], time_ms: int) -> dict[Place, int]:
+        time_ms = max(time_ms, 0)  # negative numbers have meanings of their own
+        found = self._offsets(places, time_ms)
+        late = [place for place in places if found[place] < 0]
+        if late:
+            # The broker says "after everything": that is the end which the lane had before the broker was asked.
+            bounds = self.all_bounds(late)
+            found |= self._offsets(late, time_ms)
+            late = [place for place in late if found[place] < 0]
+            # It says so too where the time lies before what is left, until it has removed the deleted segments.
+            for place in late:
+                low, high = bounds[place]
+                try:
+                    found[place] = low if self.record_at(place, low).timestamp_ms >= time_ms else high
+                except GoneError:
+                    found[place] = high
+        return found
 
-    def offset_at_time(self, topic: str, lane: int, time_ms: int) -> int:
-        low, high = self.bounds(topic, lane)  # before the look-up: what is appended after it must not be skipped
-        place = TopicPartition(topic, lane, max(time_ms, 0))  # negative numbers have meanings of their own
-
-        def question(timeout_s: float) -> TopicPartition:
-            found = self._consumer.offsets_for_times([place], timeout=timeout_s)[0]
-            if found.error is not None:
-                raise KafkaException(found.error)
-            return found
-
-        found = self._ask(topic, lane, question).offset
-        if found >= 0:
-            return max(found, low)
-        # The broker says "after everything". It says so too where the time lies before what is left, until it has
-        # removed the deleted segments from its disk.
-        try:
-            first = self.record_at(topic, lane, low)
-        except GoneError:
-            return high
-        return low if first.timestamp_ms >= time_ms else high
-
-    def record_at(self, topic: str, lane: int, offset: int) -> LogRecord:
+    def record_at(self, place: Place, offset: int) -> LogRecord:
+        wanted = offset
+        until = time.monotonic() + self._stall_s
         with self._lock:
+            self.require(place)
             while True:
-                bounds = self.bounds(topic, lane)
-                if max(offset, bounds.low) >= bounds.high:
-                    raise no_offset(topic, lane, offset, bounds)
-                message = self._fetch(topic, lane, max(offset, bounds.low))
-                if message is None:
-                    bounds = self.bounds(topic, lane)  # raises BrokerError where it is the broker that is silent
-                    raise _stuck(topic, lane, offset, bounds.high, self._stall_s)
+                message = self._fetch(place, wanted, until)
                 error = message.error()
                 if error is None:
-                    return _record(topic, lane, message)
-                if error.code() == KafkaError._PARTITION_EOF:  # nothing but a transaction's marker
-                    raise no_offset(topic, lane, offset, bounds)
-                if error.code() not in GONE:  # retention was faster: look again
-                    raise request_failed(error, f"cannot read {topic}, lane {lane}", self._reports.address)
+                    return _record(*place, message)
+                bounds = self.bounds(*place)
+                if wanted < bounds.low < bounds.high:  # deleted, or deleted just now
+                    wanted = bounds.low
+                elif error.code() in GONE or error.code() == KafkaError._PARTITION_EOF:
+                    # Beyond the end; or nothing is left there but a transaction's marker.
+                    raise no_offset(*place, offset, bounds)
+                elif error.code() not in NO_LANE:  # it is there: the client learns so with the next try
+                    raise request_failed(error, f"cannot read {place[0]}, lane {place[1]}", self._reports.address)
 
-    def _fetch(self, topic: str, lane: int, offset: int) -> Message | None:
-        """Return what the client gives for an offset, a record or an error, or None where it stays silent."""
-        until = time.monotonic() + self._stall_s
-        self._consumer.assign([TopicPartition(topic, lane, offset)])
+    def _fetch(self, place: Place, offset: int, until: float) -> Message:
+        """Return what the client gives for an offset, a record or an error.
+
+        Raises RecordError where it stays silent, StreamNotFoundError and BrokerError where that is their fault.
+        """
+        self._consumer.assign([TopicPartition(*place, offset)])
         try:
-            while time.monotonic() < until:
+            while True:
                 message = self._consumer.poll(PROBE_LIMIT_S)
                 error = None if message is None else message.error()
                 if message is not None and (error is None or error.code() not in UNHEEDED):
                     return message
                 self._reports.check()
+                if message is None:
+                    self._explain(place, offset, until)
         finally:
             self._consumer.unassign()
-        return None
 
-    def _ask(self, topic: str, lane: int, question: Callable[[float], T], limit_s: float | None = None) -> T:
+    def _explain(self, place: Place, offset: int, until: float) -> None:
+        """Raise the reason why nothing comes from a lane, where there is one by now."""
+        over = time.monotonic() >= until
+        try:
+            bounds = self.bounds(*place, PROBE_LIMIT_S)
+        except BrokerError:
+            if over:
+                raise
+        else:
+            if over:
+                raise _stuck(*place, offset, bounds.high, self._stall_s)
+
+    def _offsets(self, places: Sequence[Place], time_ms: int, limit_s: float | None = None) -> dict[Place, int]:
+        """Return the broker's answer for a time, or for the first or the next offset, of each lane."""
+        if not places:
+            return {}
+        asked = [TopicPartition(topic, lane, time_ms) for topic, lane in places]
+
+        def question(timeout_s: float) -> list[TopicPartition]:
+            found = self._consumer.offsets_for_times(asked, timeout=timeout_s)
+            for place in found:
+                if place.error is not None:
+                    raise KafkaException(place.error)
+            return found
+
+        found = {(answer.topic, answer.partition): answer.offset for answer in self._ask(places, question, limit_s)}
+        self._known.update(places)
+        return found
+
+    def _ask(self, places: Sequence[Place], question: Callable[[float], T], limit_s: float | None = None) -> T:
         self._home.check()
         if limit_s is None:
             limit_s = self._stall_s if self._reports.contact else CONNECT_S
@@ -296,15 +344,17 @@ class _Finder:
                 if code_of(error) not in NO_LANE:
                     raise
                 # The client says so of a lane that is not there, and of any lane while it has no contact.
-                if not self._is_there(topic, lane, timeout_s):
-                    raise no_lane(topic, lane) from error
+                for topic, lane in places:
+                    if not self._is_there(topic, lane, timeout_s):
+                        raise no_lane(topic, lane) from error
                 raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE)) from error
 
         with self._lock:
             try:
                 return ask(self._consumer, self._reports, limit_s, checked)
             except KafkaException as error:
-                raise request_failed(error, f"cannot look into {topic}, lane {lane}", self._reports.address) from error
+                where = ", ".join(f"{topic}, lane {lane}" for topic, lane in places[:1])
+                raise request_failed(error, f"cannot look into {where}", self._reports.address) from error
 
     def _is_there(self, topic: str, lane: int, timeout_s: float) -> bool:
         found = self._consumer.list_topics(topic, timeout=timeout_s).topics.get(topic)

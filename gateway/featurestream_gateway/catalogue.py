@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
@@ -14,7 +14,7 @@ from featurestream.layout import Layout
 from featurestream.manifest import Manifest
 from featurestream.manifest_topic import require_manifest
 from featurestream.names import check_stream_name, manifest_topic, tap_topic
-from featurestream.ports import Bounds, LaneReader, Log, LogRecord, RecordSource
+from featurestream.ports import Bounds, LaneReader, Log, LogRecord, Place, RecordSource
 from featurestream.seek import Lanes
 
 T = TypeVar("T")
@@ -87,9 +87,13 @@ class HeaderSource:
         """Return the offsets that a lane holds now."""
         return self._source.bounds(topic, lane)
 
-    def offset_at_time(self, topic: str, lane: int, time_ms: int) -> int:
-        """Return the first offset whose record was appended at or after a time."""
-        return self._source.offset_at_time(topic, lane, time_ms)
+    def all_bounds(self, places: Sequence[Place]) -> dict[Place, Bounds]:
+        """Return the bounds of many lanes."""
+        return self._source.all_bounds(places)
+
+    def offsets_at_time(self, places: Sequence[Place], time_ms: int) -> dict[Place, int]:
+        """Return, for each lane, the first offset whose record was appended at or after a time."""
+        return self._source.offsets_at_time(places, time_ms)
 
     def record_at(self, topic: str, lane: int, offset: int) -> LogRecord:
         """Return the record at an offset, or the first one after it, without its value."""

@@ -18,6 +18,10 @@ LATE_MS = 4_000_000_000_000  # the year 2096
 STAMP_S = 30.0
 
 
+def at_time(source, topic, lane, time_ms):
+    return source.offsets_at_time([(topic, lane)], time_ms)[topic, lane]
+
+
 class SourceContract:
     @pytest.fixture
     def source(self, log):
@@ -73,7 +77,7 @@ class SourceContract:
         name = topic if lane else topic + "-not"
         questions = [
             lambda: source.bounds(name, lane),
-            lambda: source.offset_at_time(name, lane, 0),
+            lambda: at_time(source, name, lane, 0),
             lambda: source.record_at(name, lane, 0),
             lambda: source.read(name, lane, 0).poll(10.0),
         ]
@@ -81,41 +85,57 @@ class SourceContract:
             with pytest.raises(StreamNotFoundError, match=f'"{name}" with a lane {lane}'):
                 question()
 
+    def test_the_bounds_of_many_lanes_are_those_of_each(self, ten, source, append):
+        append(ten, 2, b"0")
+        places = [(ten, 0), (ten, 1), (ten, 2)]
+        assert source.all_bounds(places) == {(ten, 0): (0, 10), (ten, 1): (0, 0), (ten, 2): (0, 1)}
+        assert source.all_bounds([]) == {}
+        with pytest.raises(StreamNotFoundError, match="with a lane 3"):
+            source.all_bounds([*places, (ten, 3)])
+
     # ---- times
+
+    def test_many_lanes_are_asked_for_one_time_together(self, stamped, source, append):
+        third = stamped[2]
+        append(third.topic, 2, b"later")
+        places = [(third.topic, lane) for lane in range(3)]
+        found = source.offsets_at_time(places, third.timestamp_ms)
+        assert found == {places[0]: third.offset, places[1]: 0, places[2]: 0}
+        assert source.offsets_at_time(places, LATE_MS) == {places[0]: stamped[3].offset + 1, places[1]: 0, places[2]: 1}
 
     def test_a_time_before_the_first_record_is_the_first_offset(self, stamped, source):
         first = stamped[0]
-        assert source.offset_at_time(first.topic, 0, first.timestamp_ms - 1) == 0
-        assert source.offset_at_time(first.topic, 0, 0) == 0
-        assert source.offset_at_time(first.topic, 0, -5) == 0
+        assert at_time(source, first.topic, 0, first.timestamp_ms - 1) == 0
+        assert at_time(source, first.topic, 0, 0) == 0
+        assert at_time(source, first.topic, 0, -5) == 0
 
     def test_a_record_appended_at_the_time_counts(self, stamped, source):
         for record in stamped:
-            assert source.offset_at_time(record.topic, 0, record.timestamp_ms) == record.offset
+            assert at_time(source, record.topic, 0, record.timestamp_ms) == record.offset
 
     def test_between_two_records_it_is_the_later_one(self, stamped, source):
         for earlier, later in itertools.pairwise(stamped):
-            found = source.offset_at_time(later.topic, 0, earlier.timestamp_ms + 1)
+            found = at_time(source, later.topic, 0, earlier.timestamp_ms + 1)
             assert earlier.offset < found <= later.offset
             assert source.record_at(later.topic, 0, found - 1).timestamp_ms <= earlier.timestamp_ms
 
     def test_a_time_after_the_last_record_is_the_end(self, stamped, source):
         topic = stamped[0].topic
-        assert source.offset_at_time(topic, 0, LATE_MS) == source.bounds(topic, 0).high
-        assert source.offset_at_time(topic, 1, 0) == 0  # an empty lane
+        assert at_time(source, topic, 0, LATE_MS) == source.bounds(topic, 0).high
+        assert at_time(source, topic, 1, 0) == 0  # an empty lane
 
     def test_where_everything_left_is_later_it_is_the_first_that_is_left(self, stamped, source, delete_before):
         third = stamped[2]
         delete_before(third.topic, 0, third.offset)
         for time_ms in (0, stamped[0].timestamp_ms, stamped[1].timestamp_ms, third.timestamp_ms):
-            assert source.offset_at_time(third.topic, 0, time_ms) == third.offset
-        assert source.offset_at_time(third.topic, 0, stamped[3].timestamp_ms) == stamped[3].offset
-        assert source.offset_at_time(third.topic, 0, LATE_MS) == stamped[3].offset + 1
+            assert at_time(source, third.topic, 0, time_ms) == third.offset
+        assert at_time(source, third.topic, 0, stamped[3].timestamp_ms) == stamped[3].offset
+        assert at_time(source, third.topic, 0, LATE_MS) == stamped[3].offset + 1
 
     def test_where_nothing_is_left_it_is_the_end(self, ten, source, delete_before):
         delete_before(ten, 0, 10)
         assert source.bounds(ten, 0) == (10, 10)
-        assert source.offset_at_time(ten, 0, 0) == 10
+        assert at_time(source, ten, 0, 0) == 10
 
     def test_stamps_never_fall_along_a_lane(self, stamped, source):
         topic = stamped[0].topic

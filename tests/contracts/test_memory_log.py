@@ -46,7 +46,9 @@ class TestMemorySource(OnMemory, SourceContract):
             101_000,
             101_500,
         ]
-        assert [source.offset_at_time("t", 0, ms) for ms in (99_999, 100_000, 101_000, 101_001)] == [0, 0, 1, 3]
+        assert [source.offsets_at_time([("t", 0)], ms) for ms in (99_999, 100_000, 101_000, 101_001)] == [
+            {("t", 0): offset} for offset in (0, 0, 1, 3)
+        ]
 
     def test_retention_that_overtakes_a_reader_is_seen_at_its_next_poll(self, log, ten, source):
         reader = source.read(ten, 0, 0)

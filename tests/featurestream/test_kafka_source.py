@@ -47,7 +47,7 @@ def test_a_transactions_marker_is_no_record_and_no_damage(log, source, transacti
     assert source.bounds(unique, 0) == (0, 4)  # the marker takes an offset
     with pytest.raises(GoneError, match="no record at offset 3"):
         source.record_at(unique, 0, 3)
-    assert source.offset_at_time(unique, 0, 4_000_000_000_000) == 4
+    assert source.offsets_at_time([(unique, 0)], 4_000_000_000_000) == {(unique, 0): 4}
 
 
 def test_records_of_an_open_or_aborted_transaction_are_not_read(log, source, transactional, unique):
@@ -80,7 +80,8 @@ def test_a_time_before_what_is_left_is_the_first_that_is_left_while_deleted_segm
     for done in admin.delete_records([TopicPartition(unique, 0, 2)]).values():
         done.result(10)
     # Now the broker answers "after everything" for the first of these times.
-    assert [source.offset_at_time(unique, 0, ms) for ms in (0, stamps[0], stamps[3], stamps[3] + 1)] == [2, 2, 3, 4]
+    found = [source.offsets_at_time([(unique, 0)], ms) for ms in (0, stamps[0], stamps[3], stamps[3] + 1)]
+    assert found == [{(unique, 0): offset} for offset in (2, 2, 3, 4)]
 
 
 def test_null_keys_and_null_headers_of_other_programs_are_read(broker, log, source, unique):
@@ -114,7 +115,7 @@ def test_a_closed_source_answers_no_more(log, unique):
     for use in (
         lambda: source.bounds(unique, 0),
         lambda: source.record_at(unique, 0, 0),
-        lambda: source.offset_at_time(unique, 0, 0),
+        lambda: source.offsets_at_time([(unique, 0)], 0),
         lambda: source.read(unique, 0, 0),
     ):
         with pytest.raises(UsageError, match="source is closed"):
