@@ -39,6 +39,16 @@ Until = Annotated[
     str | None, typer.Option("--until", metavar="START", help="Where to stop, exclusive, in the words of --from.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+LogFormat = Annotated[
+    str,
+    typer.Option(
+        "--log-format",
+        envvar="FEATURESTREAM_LOG_FORMAT",
+        metavar="FORMAT",
+        help="text (lines for people) or json (one object a line, on standard error).",
+        rich_help_panel="Monitoring",
+    ),
+]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder of run folders.")]
 
 
@@ -57,5 +67,7 @@ def open_log(bootstrap_servers: str | None, kafka_config: Path | None) -> KafkaL
 
 
 def say(line: str) -> None:
-    """Print a line for people on standard error: standard output is for what was asked for."""
-    typer.echo(line, err=True)
+    """Tell a line on standard error: standard output is for what was asked for."""
+    from featurestream import logs
+
+    logs.say(line)

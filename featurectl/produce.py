@@ -176,6 +176,7 @@ def produce(  # noqa: PLR0917 - Typer passes every option by its name
     ] = False,
     bootstrap_servers: options.BootstrapServers = None,
     kafka_config: options.KafkaConfig = None,
+    log_format: options.LogFormat = "text",
     as_json: options.Json = False,
 ) -> None:
     """Run a frozen backbone over images and publish its features.
@@ -183,6 +184,9 @@ def produce(  # noqa: PLR0917 - Typer passes every option by its name
     The same command again goes on where the stream ends, after a crash as well as after Ctrl-C.
     A stream that is complete says so. Exit code 130: stopped by Ctrl-C; everything that was sent is safe.
     """
+    from featurestream.logs import start_logging
+
+    start_logging(log_format, command="produce", stream=stream)
     from featurestream_producer.config import ProduceConfig, parse_duration_ms, parse_passes, parse_size
 
     given: dict[str, Any] = {

@@ -22,15 +22,20 @@ def sweep(
     runs: options.Runs = options.DEFAULT_RUNS,
     bootstrap_servers: options.BootstrapServers = None,
     kafka_config: options.KafkaConfig = None,
+    log_format: options.LogFormat = "text",
     as_json: options.Json = False,
 ) -> None:
     """Train many experiments on one reading. Stopped at any moment, the same command goes on where it was."""
+    from featurestream.logs import bind, start_logging
+
+    start_logging(log_format, command="sweep", sweep=file.stem)
     from featurestream_consumer.ranks import refuse_ranks
     from featurestream_consumer.sweep import check_configs, plan_sweep, run_sweep
     from featurestream_consumer.sweep_file import read_sweep
 
     refuse_ranks("featurectl sweep")
     configs = read_sweep(file).experiments(runs, name=file.stem)
+    bind(stream=configs[0].stream)
     check_configs(configs)  # before a broker is asked for, or started
     try:
         with options.open_log(bootstrap_servers, kafka_config) as log:

@@ -75,9 +75,13 @@ def train(
     ] = False,
     bootstrap_servers: options.BootstrapServers = None,
     kafka_config: options.KafkaConfig = None,
+    log_format: options.LogFormat = "text",
     as_json: options.Json = False,
 ) -> None:
     """Train one experiment. Stopped at any moment, the same command goes on where it was."""
+    from featurestream.logs import start_logging
+
+    start_logging(log_format, command="train", stream=stream, experiment=name)
     from featurestream_consumer.config import TrainConfig, parse_arguments
 
     config = TrainConfig(

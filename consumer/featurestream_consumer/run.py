@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from featurestream.logs import Line
 from featurestream.manifest_topic import require_manifest
 from featurestream.ports import Log
 from featurestream.stream import FeatureStream
@@ -92,7 +93,9 @@ def train(
         )  # fmt: skip
         if experiment.resumed:
             trainer = experiment.trainer
-            say(f"going on at step {trainer.step_count}, epoch {experiment.epoch}, {experiment.position}")
+            step, epoch, position = trainer.step_count, experiment.epoch, experiment.position
+            line = f"going on at step {step}, epoch {epoch}, {position}"
+            say(Line(line, step=step, epoch=epoch, batch=position.batch))
         title = config.name if progress else None
         reading = (
             SharedReading([experiment], log, manifest, say=say, progress=title)

@@ -22,6 +22,7 @@ from torch import Tensor
 from featurestream.batch import FeatureBatch, Regrouper
 from featurestream.errors import BrokerError, DataError, DivergedError, FingerprintError
 from featurestream.interrupts import stop_on_signals
+from featurestream.logs import Line
 from featurestream.manifest import Manifest
 from featurestream.names import tap_topic
 from featurestream.ports import Log
@@ -288,7 +289,8 @@ class SharedReading:
                 experiment.go_on_with(plan)
         if plan.rereads(epoch) and not self._plan.rereads(epoch - 1) and epoch < self._most_epochs:
             why = "there is no other" if plan.next_pass is None else "the next one is not there yet"
-            self.say(f"epoch {epoch} reads pass {plan.segment(epoch).pass_number} again: {why}")
+            number = plan.segment(epoch).pass_number
+            self.say(Line(f"epoch {epoch} reads pass {number} again: {why}", epoch=epoch, **{"pass": number}))
         self._plan = plan
 
     def _take_statistics(self) -> None:
@@ -417,7 +419,9 @@ class SharedReading:
         experiment.stop(error)
         if len(self.experiments) > 1:
             left = sum(other.going for other in self.experiments)
-            self.say(f"{experiment.config.name} stopped: {error.message}; the other {left} go on")
+            name = experiment.config.name
+            line = f"{name} stopped: {error.message}; the other {left} go on"
+            self.say(Line(line, experiment=name, step=error.step, batch=experiment.position.batch))
 
     def _end_epoch(self, experiments: Sequence[Experiment]) -> None:
         for units in self._units.values():
@@ -554,10 +558,12 @@ class SharedReading:
         }
         if values:
             best = (max if higher_is_better(metric) else min)(values, key=lambda experiment: values[experiment])
-            self.say(
-                f"epoch {best.epoch}: best of {len(values)} is {best.config.name} with validation {metric} "
+            name = best.config.name
+            line = (
+                f"epoch {best.epoch}: best of {len(values)} is {name} with validation {metric} "
                 f"{format_metric(metric, values[best])}"
             )
+            self.say(Line(line, experiment=name, epoch=best.epoch, **{metric: values[best]}))
 
     def _facts(self) -> dict[str, float]:
         losses = [experiment.trainer.last_loss for experiment in self.experiments if experiment.going]

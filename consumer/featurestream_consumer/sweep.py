@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from featurestream.errors import DivergedError, RunMismatchError, UsageError
+from featurestream.logs import Line
 from featurestream.manifest import Manifest
 from featurestream.manifest_topic import require_manifest
 from featurestream.ports import Log
@@ -197,7 +198,7 @@ def run_sweep(
 
 
 def _say_of(name: str, say: Callable[[str], None], sentence: str) -> None:
-    say(f"{name}: {sentence}")
+    say(Line(f"{name}: {sentence}", experiment=name))
 
 
 def _say_where(opened: Sequence[Experiment], done: dict[str, Outcome], say: Callable[[str], None]) -> None:

@@ -25,6 +25,7 @@ from typing import Any, Final
 from featurestream.errors import BrokerError, StreamMismatchError, UsageError
 from featurestream.interrupts import stop_on_signals
 from featurestream.layout import Layout
+from featurestream.logs import WARNING, Line
 from featurestream.manifest import Manifest
 from featurestream.manifest_topic import ManifestTopic, StreamFacts
 from featurestream.names import manifest_topic, tap_topic
@@ -64,8 +65,6 @@ WAIT_LINE_S: Final = 5.0  # how long a producer waits for readers before a line 
 TICK_S: Final = 0.2  # how soon Ctrl-C and a lost lease are noticed
 CREATE_LOOK_S: Final = 0.5  # how soon a rank notices that the stream was created
 SHOWN_MISSING: Final = 3
-
-WARNING: Final = "warning: "
 
 Say = Callable[[str], None]
 ShowProgress = Callable[[str, int | None, str], Progress]
@@ -336,7 +335,9 @@ class _Run:
             return self._result(manifest, ledger, recorder, Stages())
         if tail.untouched:
             at = tail.first_lacking
-            self._say(f'stream "{manifest.stream}" goes on at batch {at} (pass {manifest.layout.pass_of(at)})')
+            number = manifest.layout.pass_of(at)
+            line = f'stream "{manifest.stream}" goes on at batch {at} (pass {number})'
+            self._say(Line(line, batch=at, **{"pass": number}))
         began = time.perf_counter()
         try:
             with ExitStack() as stack:
@@ -488,7 +489,8 @@ class _Run:
 
     def _warn(self, pacing: _Pacing) -> None:
         for warning in pacing.pacer.warnings():
-            pacing.say(f"{WARNING}{warning.text}")
+            facts = warning.model_dump(include={"reader", "batch", "tap", "share", "by"})
+            pacing.say(Line(f"{WARNING}{warning.text}", **facts))
             self._warnings.append(warning.text)
             self._topic.write_retention_warning(warning)
 
@@ -524,16 +526,19 @@ class _Run:
             unread=self._unread and not done,
             warnings=tuple(self._warnings),
         )
-        self._say(_summary(result))
+        self._say(Line(_summary(result), **_counts(result)))
         if missing:
-            self._say(_missing_line(missing))
+            ids = [sample.id for sample in missing[:SHOWN_MISSING]]
+            self._say(Line(_missing_line(missing), missing=len(missing), ids=ids))
         if done and not finished:
             self._say(f"{rank} has published its lanes; the stream is complete when the other ranks have")
         if result.interrupted or result.unread:
-            self._say(
-                f"{'nobody reads' if result.unread else 'stopped'}: everything that was sent is safe; the same command "
-                f'goes on with stream "{manifest.stream}" at batch {ledger.safe_below}{self._where}'
+            why = "nobody reads" if result.unread else "stopped"
+            line = (
+                f"{why}: everything that was sent is safe; the same command goes on with stream "
+                f'"{manifest.stream}" at batch {ledger.safe_below}{self._where}'
             )
+            self._say(Line(line, batch=ledger.safe_below))
         return result
 
 
@@ -629,6 +634,13 @@ def _summary(result: Result) -> str:
     )
 
 
+def _counts(result: Result) -> dict[str, Any]:
+    """Return what the summary says, as data."""
+    facts = result.facts()
+    names = ("batches", "rows", "bytes", "missing", "seconds", "images_per_s", "stages", "waited_s", "finished")
+    return {name: facts[name] for name in names}
+
+
 def _missing_line(missing: list[MissingSample]) -> str:
     shown = "; ".join(f"{sample.id} ({sample.reason})" for sample in missing[:SHOWN_MISSING])
     more = f"; and {len(missing) - SHOWN_MISSING} more" if len(missing) > SHOWN_MISSING else ""
@@ -640,7 +652,8 @@ def _request_line(event: Served | Unserved) -> str:
     if isinstance(event, Unserved):
         return f"{WARNING}requests are not served: {event.reason}"
     missing = f", {event.missing} without an image that can be decoded" if event.missing else ""
-    return f"requested: {event.rows} rows{missing}, as batch {event.batch} of stream {event.stream}"
+    line = f"requested: {event.rows} rows{missing}, as batch {event.batch} of stream {event.stream}"
+    return Line(line, stream=event.stream, batch=event.batch, rows=event.rows, missing=event.missing)
 
 
 def _passes(manifest: Manifest) -> str:
