@@ -23,6 +23,8 @@ def sweep(
     bootstrap_servers: options.BootstrapServers = None,
     kafka_config: options.KafkaConfig = None,
     log_format: options.LogFormat = "text",
+    metrics_port: options.MetricsPort = None,
+    metrics_host: options.MetricsHost = options.DEFAULT_METRICS_HOST,
     as_json: options.Json = False,
 ) -> None:
     """Train many experiments on one reading. Stopped at any moment, the same command goes on where it was."""
@@ -38,12 +40,15 @@ def sweep(
     bind(stream=configs[0].stream)
     check_configs(configs)  # before a broker is asked for, or started
     try:
-        with options.open_log(bootstrap_servers, kafka_config) as log:
+        with (
+            options.open_metrics(metrics_port, metrics_host) as telemetry,
+            options.open_log(bootstrap_servers, kafka_config) as log,
+        ):
             plan = plan_sweep(configs, log, say=options.say)
             if dry_run:
                 _print_plan(plan, as_json=as_json)
                 return
-            outcomes = run_sweep(plan, log, say=options.say, progress=file.stem)
+            outcomes = run_sweep(plan, log, say=options.say, progress=file.stem, telemetry=telemetry)
     except KeyboardInterrupt:
         options.say(f"stopped; what was learnt up to the last checkpoints is in {runs}: the same command goes on")
         raise

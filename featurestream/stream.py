@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -14,13 +15,16 @@ from typing import Any, Self
 from featurestream.batch import FeatureBatch, concatenate, join, regroup
 from featurestream.cluster import Cluster, resolve_cluster
 from featurestream.errors import FingerprintError, GoneError, HoleError, RecordError, UsageError
+from featurestream.logs import WARNING, Line
 from featurestream.manifest import Manifest
 from featurestream.manifest_topic import require_manifest
 from featurestream.names import tap_topic
 from featurestream.ports import LaneReader, Log, LogRecord, RecordSource
 from featurestream.position import Position, StartPoint, parse_start
+from featurestream.read_counts import ReadCounts
 from featurestream.reader_lease import ReaderLease, ReaderPlace
 from featurestream.record import Record
+from featurestream.retention_watch import RetentionWatch
 from featurestream.seek import Lanes, resolve_start, resolve_stop
 from featurestream.wire import open_record, parse_headers
 
@@ -28,6 +32,8 @@ Start = str | int | float | datetime | Position | StartPoint
 
 QUEUE_KBYTES = 8192  # prefetched by each lane's reader: a reader's memory is taps x lanes x this
 POLL_S = 0.25
+
+_log = logging.getLogger(__name__)
 
 
 class FeatureStream:
@@ -58,8 +64,12 @@ class FeatureStream:
         kafka_config: a file of client properties for it.
         queue_kbytes: bound of what is read ahead, for each lane and tap.
         reader: a name of its own makes the reader known while it iterates: a producer that paces itself goes on for it,
-            warns before retention deletes what it has not read, and Kafka's tools show its lag.
+            and Kafka's tools show its lag. The producer, and the reader itself in Python's log, warn before retention
+            deletes what it has not read.
         on_wait: called with the seconds waited so far, about four times a second, while the next batch is not there.
+
+    Attributes:
+        counts: what it has read, waited for and dropped; a whole that several readers count for may take its place.
 
     Raises:
         StreamNotFoundError, UnknownNameError: no such stream or tap.
@@ -93,7 +103,7 @@ class FeatureStream:
         self.stream = stream
         self.batch_size = batch_size
         self.shard = shard
-        self.duplicates = 0
+        self.counts = ReadCounts()
         self.offsets: dict[tuple[str, int], int] = {}  # (topic, lane) -> the offset to be read next
         self._log = log
         self._cluster: Cluster | None = None if log else resolve_cluster(bootstrap_servers, kafka_config)
@@ -141,6 +151,11 @@ class FeatureStream:
         for batch in batches if self.batch_size is None else regroup(batches, self.batch_size):
             self.position = batch.next_position
             yield batch
+
+    @property
+    def duplicates(self) -> int:
+        """Records that were dropped, because their batch had been read."""
+        return self.counts.duplicates
 
     def read_all(self) -> FeatureBatch:
         """Return every row of the range as one batch, of which ``pass_number`` is the first row's. Needs a stop."""
@@ -217,6 +232,7 @@ class FeatureStream:
             log = self._connect(stack)
             if self._reader is not None:
                 self._lease = stack.enter_context(ReaderLease(log, self.stream, self._place))
+                stack.enter_context(RetentionWatch(log, self.manifest, self._place, _warn))
             source = log.source()
             stack.callback(source.close)
             merge = _Merge(self, source, stack)
@@ -227,6 +243,8 @@ class FeatureStream:
                 if self.stop is not None and number >= self.stop:
                     return
                 batch = merge.batch(number)
+                self.counts.batches += 1
+                self.counts.rows += len(batch)
                 if begin.row and number == begin.batch:
                     batch = batch.rows(min(begin.row, len(batch)), len(batch))
                 yield batch
@@ -276,7 +294,7 @@ class _Merge:
                         hint="another stream was written to this topic; publish under a new name",
                     )
                 if headers.batch < self._expected[place]:
-                    self._stream.duplicates += 1
+                    self._stream.counts.duplicates += 1
                     continue
                 if headers.batch > self._expected[place]:
                     raise HoleError(
@@ -296,8 +314,10 @@ class _Merge:
                         f"its headers say batch {number} of tap {self._tap_of(topic)}, its value says batch "
                         f"{record.batch} of tap {record.tap}"
                     )
+                self._stream.counts.bytes += len(raw.value)
                 return record
             except RecordError as error:
+                self._stream.counts.refused += 1
                 raise error.at(raw.topic, raw.lane, raw.offset) from error
 
     def _tap_of(self, topic: str) -> str:
@@ -317,10 +337,16 @@ class _Merge:
                     hint=f"what is left begins at batch:{earliest}; read faster, or make the retention longer",
                     first_left=earliest,
                 ) from error
+            took = time.monotonic() - began
+            self._stream.counts.waited_s += took
             if raw is not None:
                 return raw
-            waited += time.monotonic() - began
+            waited += took
             if self._stream._lease is not None:
                 self._stream._lease.nudge()
             if self._stream._on_wait is not None:
                 self._stream._on_wait(waited)
+
+
+def _warn(line: Line) -> None:
+    _log.warning("%s", line.removeprefix(WARNING), extra={"facts": line.facts})

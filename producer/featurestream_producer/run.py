@@ -33,6 +33,7 @@ from featurestream.ports import Log
 from featurestream.progress import Progress
 from featurestream.record import MissingSample
 from featurestream.seek import Lanes
+from featurestream.telemetry import Telemetry
 from featurestream.topics import tap_topic_settings
 from featurestream_producer.config import ProduceConfig
 from featurestream_producer.contact import ContactWatch
@@ -43,6 +44,7 @@ from featurestream_producer.health_watch import HealthWatch
 from featurestream_producer.launch import END_S, Crew, Failed, start
 from featurestream_producer.lease import HeldLease
 from featurestream_producer.ledger import Ledger
+from featurestream_producer.monitor import Monitor
 from featurestream_producer.pace import Pace
 from featurestream_producer.pacer import Pacer
 from featurestream_producer.pass_records import PassRecorder
@@ -147,8 +149,15 @@ def produce(
     return publish(prepared, log, say=say, progress=progress)
 
 
-def publish(prepared: Prepared, log: Log, *, say: Say, progress: ShowProgress | None = None) -> Result:
-    """Publish what is prepared; see :func:`produce`."""
+def publish(
+    prepared: Prepared,
+    log: Log,
+    *,
+    say: Say,
+    progress: ShowProgress | None = None,
+    telemetry: Telemetry | None = None,
+) -> Result:
+    """Publish what is prepared; see :func:`produce`. ``telemetry`` takes what can be said of the run while it lasts."""
     stream = prepared.config.stream
     with ManifestTopic(log, stream) as topic:
         existing = _facts(log, topic, prepared)
@@ -166,7 +175,7 @@ def publish(prepared: Prepared, log: Log, *, say: Say, progress: ShowProgress | 
         with HeldLease(log, stream, rank=prepared.rank) as lease:
             lease.take(take_over=prepared.config.take_over, say=say)
             # What was read before the lease may be another producer's yesterday.
-            return _Run(prepared, log, topic, lease, say).publish(progress)
+            return _Run(prepared, log, topic, lease, say=say, telemetry=telemetry).publish(progress)
 
 
 def _facts(log: Log, topic: ManifestTopic, prepared: Prepared) -> StreamFacts:
@@ -208,8 +217,18 @@ def _agreed(existing: Manifest, prepared: Prepared, log: Log, say: Say) -> Manif
 class _Run:
     """One run, under the stream's lease."""
 
-    def __init__(self, prepared: Prepared, log: Log, topic: ManifestTopic, lease: HeldLease, say: Say) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        log: Log,
+        topic: ManifestTopic,
+        lease: HeldLease,
+        *,
+        say: Say,
+        telemetry: Telemetry | None,
+    ) -> None:
         self._prepared = prepared
+        self._telemetry = telemetry
         self._log = log
         self._topic = topic
         self._lease = lease
@@ -351,8 +370,11 @@ class _Run:
                 shown = None if progress is None else stack.enter_context(progress(self._title, left, "img"))
                 pacing = _Pacing(pacer, crew, self._say if shown is None else shown.say, shown)
                 stack.enter_context(ContactWatch(lambda: self._lease.silent_s, pacing.say))
+                monitor = Monitor(manifest, ledger, pacer, lambda: self._lease.silent_s)
+                if self._telemetry is not None:
+                    self._telemetry.add(monitor.samples)
                 stages = self._listen(
-                    manifest, jobs, ledger=ledger, recorder=recorder, distance=distance, pacing=pacing
+                    manifest, jobs, ledger=ledger, recorder=recorder, distance=distance, pacing=pacing, monitor=monitor
                 )
         except BrokerError as error:
             raise BrokerError(
@@ -417,6 +439,7 @@ class _Run:
         recorder: PassRecorder,
         distance: Distance | None,
         pacing: _Pacing,
+        monitor: Monitor,
     ) -> Stages:
         """Keep the accounts until every worker has ended; raise what the first one failed with."""
         crew, shown = pacing.crew, pacing.shown
@@ -431,15 +454,16 @@ class _Run:
             event = crew.next_event(TICK_S)
             if failure is None:
                 self._lease.check()
-                self._steer(pacing)
+                self._steer(pacing, monitor)
             match event:
                 case Ready():
                     health.begin(event)
                 case Sent():
                     health.see(event)
+                    monitor.see(event)
                     if distance is not None:
                         distance.sent(event.worker)
-                    pacing.next_batch = max(pacing.next_batch, event.batch + 1)
+                    pacing.sent(event.batch)
                     ledger.sent(event.batch, rows=event.rows, size=event.size, missing=event.missing, at_ms=event.at_ms)
                     images = event.rows + len(event.missing) * manifest.views
                     _advance(shown, images, ledger.bytes / max(time.perf_counter() - began, 1e-9))
@@ -462,7 +486,7 @@ class _Run:
         self._close_health(health, failure)
         if failure is not None:
             raise failure
-        self._warn(pacing)
+        self._warn(pacing, monitor)
         return _mean(stages)
 
     def _close_health(self, health: HealthWatch, failure: BaseException | None) -> None:
@@ -479,16 +503,17 @@ class _Run:
                 "ended, its command goes on where they end"
             )
 
-    def _steer(self, pacing: _Pacing) -> None:
+    def _steer(self, pacing: _Pacing, monitor: Monitor) -> None:
         """Ask the workers to end, or tell them how far readers let them go."""
         if self._stop.is_set():
             pacing.crew.stop()
         else:
             self._unread = pacing.step() or self._unread
-            self._warn(pacing)
+            self._warn(pacing, monitor)
 
-    def _warn(self, pacing: _Pacing) -> None:
+    def _warn(self, pacing: _Pacing, monitor: Monitor) -> None:
         for warning in pacing.pacer.warnings():
+            monitor.warnings += 1
             facts = warning.model_dump(include={"reader", "batch", "tap", "share", "by"})
             pacing.say(Line(f"{WARNING}{warning.text}", **facts))
             self._warnings.append(warning.text)
@@ -554,6 +579,10 @@ class _Pacing:
         self._allowed: int | None = 0  # as the bounds are at first
         self._waiting_since: float | None = None
         self._said = False
+
+    def sent(self, batch: int) -> None:
+        """Take note of a batch that was sent."""
+        self.next_batch = self.pacer.next_batch = max(self.next_batch, batch + 1)
 
     def step(self) -> bool:
         """Pass on how far the workers may go; tell whether the run is to end because nobody reads."""
