@@ -11,6 +11,7 @@ from featurestream.errors import FingerprintError, GoneError, HoleError, RecordE
 from featurestream.manifest import Manifest
 from featurestream.names import tap_topic
 from featurestream.ports import LaneReader, LogRecord, Place, RecordSource
+from featurestream.read_counts import ReadCounts
 from featurestream.record import Record
 from featurestream.seek import Lanes
 from featurestream.wire import open_record, parse_headers
@@ -30,7 +31,7 @@ class LaneMerge:
         taps: names of taps, in the order in which records are joined.
         offsets: is kept at the next offset of each (topic, lane) that is read.
         found: offsets that were looked up already, by topic, lane and batch.
-        on_duplicate: called for each record that is dropped.
+        counts: what is read, dropped, refused and waited is counted there; batches and rows are the caller's to count.
         on_wait: called with the seconds waited so far, about four times a second, while a record is not there yet; what
             it raises ends the waiting.
     """
@@ -43,7 +44,7 @@ class LaneMerge:
         *,
         offsets: dict[Place, int] | None = None,
         found: Mapping[tuple[str, int, int], int] | None = None,
-        on_duplicate: Callable[[], None] | None = None,
+        counts: ReadCounts | None = None,
         on_wait: Callable[[float], None] | None = None,
     ) -> None:
         self.taps = tuple(taps)
@@ -54,7 +55,7 @@ class LaneMerge:
         self._lanes = Lanes(source, self._layout, tuple(self._topics.values()))
         self._offsets = {} if offsets is None else offsets
         self._found = {} if found is None else found
-        self._on_duplicate = on_duplicate
+        self._counts = ReadCounts() if counts is None else counts
         self._on_wait = on_wait
         self._readers: dict[Place, LaneReader] = {}
         self._expected: dict[Place, int] = {}
@@ -81,6 +82,7 @@ class LaneMerge:
                     f"{record.tap}"
                 )
         except RecordError as error:
+            self._counts.refused += 1
             raise error.at(raw.topic, raw.lane, raw.offset) from error
         return record
 
@@ -100,6 +102,7 @@ class LaneMerge:
             try:
                 headers = parse_headers(raw.headers)
             except RecordError as error:
+                self._counts.refused += 1
                 raise error.at(raw.topic, raw.lane, raw.offset) from error
             if headers.fingerprint != self._manifest.fingerprint:
                 raise FingerprintError(
@@ -108,8 +111,7 @@ class LaneMerge:
                     hint="another stream was written to this topic; publish under a new name",
                 )
             if headers.batch < self._expected[place]:
-                if self._on_duplicate is not None:
-                    self._on_duplicate()
+                self._counts.duplicates += 1
                 continue
             if headers.batch > self._expected[place]:
                 raise HoleError(
@@ -120,6 +122,7 @@ class LaneMerge:
                 )
             self._expected[place] += self._layout.lanes
             if headers.batch == number:
+                self._counts.bytes += len(raw.value or b"")
                 return raw
             # Another shard's.
 
@@ -143,8 +146,10 @@ class LaneMerge:
                     hint=f"what is left begins at batch:{earliest}; read faster, or make the retention longer",
                     first_left=earliest,
                 ) from error
+            took = time.monotonic() - began
+            self._counts.waited_s += took
             if raw is not None:
                 return raw
-            waited += time.monotonic() - began
+            waited += took
             if self._on_wait is not None:
                 self._on_wait(waited)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -14,18 +15,23 @@ from typing import Any, Self
 from featurestream.batch import FeatureBatch, concatenate, regroup
 from featurestream.cluster import Cluster, resolve_cluster
 from featurestream.errors import FingerprintError, UsageError
+from featurestream.logs import WARNING, Line
 from featurestream.manifest import Manifest
 from featurestream.manifest_topic import require_manifest
 from featurestream.merge import LaneMerge
 from featurestream.names import tap_topic
 from featurestream.ports import Log
 from featurestream.position import Position, StartPoint, parse_start
+from featurestream.read_counts import ReadCounts
 from featurestream.reader_lease import ReaderLease, ReaderPlace
+from featurestream.retention_watch import RetentionWatch
 from featurestream.seek import Lanes, resolve_start, resolve_stop
 
 Start = str | int | float | datetime | Position | StartPoint
 
 QUEUE_KBYTES = 8192  # prefetched by each lane's reader: a reader's memory is taps x lanes x this
+
+_log = logging.getLogger(__name__)
 
 
 class FeatureStream:
@@ -56,8 +62,12 @@ class FeatureStream:
         kafka_config: a file of client properties for it.
         queue_kbytes: bound of what is read ahead, for each lane and tap.
         reader: a name of its own makes the reader known while it iterates: a producer that paces itself goes on for it,
-            warns before retention deletes what it has not read, and Kafka's tools show its lag.
+            and Kafka's tools show its lag. The producer, and the reader itself in Python's log, warn before retention
+            deletes what it has not read.
         on_wait: called with the seconds waited so far, about four times a second, while the next batch is not there.
+
+    Attributes:
+        counts: what it has read, waited for and dropped; a whole that several readers count for may take its place.
 
     Raises:
         StreamNotFoundError, UnknownNameError: no such stream or tap.
@@ -91,7 +101,7 @@ class FeatureStream:
         self.stream = stream
         self.batch_size = batch_size
         self.shard = shard
-        self.duplicates = 0
+        self.counts = ReadCounts()
         self.offsets: dict[tuple[str, int], int] = {}  # (topic, lane) -> the offset to be read next
         self._log = log
         self._cluster: Cluster | None = None if log else resolve_cluster(bootstrap_servers, kafka_config)
@@ -139,6 +149,11 @@ class FeatureStream:
         for batch in batches if self.batch_size is None else regroup(batches, self.batch_size):
             self.position = batch.next_position
             yield batch
+
+    @property
+    def duplicates(self) -> int:
+        """Records that were dropped, because their batch had been read."""
+        return self.counts.duplicates
 
     def read_all(self) -> FeatureBatch:
         """Return every row of the range as one batch, of which ``pass_number`` is the first row's. Needs a stop."""
@@ -208,9 +223,6 @@ class FeatureStream:
         batch = self.position.batch
         return ReaderPlace(self._reader or "", batch, batch, self.taps, dict(self.offsets))
 
-    def _count_duplicate(self) -> None:
-        self.duplicates += 1
-
     def _waited(self, seconds: float) -> None:
         if self._lease is not None:
             self._lease.nudge()
@@ -224,6 +236,7 @@ class FeatureStream:
             log = self._connect(stack)
             if self._reader is not None:
                 self._lease = stack.enter_context(ReaderLease(log, self.stream, self._place))
+                stack.enter_context(RetentionWatch(log, self.manifest, self._place, _warn))
             source = log.source()
             stack.callback(source.close)
             merge = LaneMerge(
@@ -232,7 +245,7 @@ class FeatureStream:
                 self.taps,
                 offsets=self.offsets,
                 found=self._found,
-                on_duplicate=self._count_duplicate,
+                counts=self.counts,
                 on_wait=self._waited,
             )
             stack.callback(merge.close)
@@ -243,6 +256,8 @@ class FeatureStream:
                 if self.stop is not None and number >= self.stop:
                     return
                 batch = merge.batch(number)
+                self.counts.batches += 1
+                self.counts.rows += len(batch)
                 if begin.row and number == begin.batch:
                     batch = batch.rows(min(begin.row, len(batch)), len(batch))
                 yield batch
@@ -250,3 +265,7 @@ class FeatureStream:
             stack.close()
             if self._open is stack:
                 self._open = None
+
+
+def _warn(line: Line) -> None:
+    _log.warning("%s", line.removeprefix(WARNING), extra={"facts": line.facts})

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -98,10 +98,35 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Stages:
+    """Seconds in which the device's thread waited for images, computed, and waited for room to send.
+
+    ``ahead_s`` it waited for slower devices. ``sending_s`` is the sender's own time for encoding and appending, beside
+    the others.
+    """
+
+    data_s: float = 0.0
+    forward_s: float = 0.0
+    send_s: float = 0.0
+    sending_s: float = 0.0
+    ahead_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """What waits in a worker: batches of images, batches of features, and records that are not confirmed yet."""
+
+    images: int = 0
+    features: int = 0
+    records: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Sent:
     """A batch was handed to the log: all records of it that were lacking. ``size`` is their bytes.
 
-    ``glance`` is what was seen of its images and features, where it was looked at.
+    ``glance`` is what was seen of its images and features, where it was looked at. ``stages`` is where the time has
+    gone up to the last batch computed, ``queued`` what waits now.
     """
 
     worker: int
@@ -111,6 +136,8 @@ class Sent:
     missing: tuple[MissingSample, ...]
     at_ms: int
     glance: Glance | None
+    stages: Stages = Stages()
+    queued: Queued = Queued()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,21 +154,6 @@ class Durable:
 
     worker: int
     below: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stages:
-    """Seconds in which the device's thread waited for images, computed, and waited for room to send.
-
-    ``ahead_s`` it waited for slower devices. ``sending_s`` is the sender's own time for encoding and appending, beside
-    the others.
-    """
-
-    data_s: float = 0.0
-    forward_s: float = 0.0
-    send_s: float = 0.0
-    sending_s: float = 0.0
-    ahead_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +174,8 @@ class _Features:
     inputs: tuple[tuple[int, str], ...]  # checksums of a few rows' images
     seen: InputGlance | None
     extracted_ns: int
+    stages: Stages = Stages()  # before this batch was put
+    images: int = 0  # batches of images that were waiting then
 
 
 def work(
@@ -220,7 +234,8 @@ def work(
             made = _features(job, reader, loaded, looked=looked)
             computed = time.perf_counter()
             forward_s += computed - begun
-            sender.put(made)
+            stages = Stages(data_s, forward_s, send_s, ahead_s=ahead_s)
+            sender.put(replace(made, stages=stages, images=loader.ready))
             send_s += time.perf_counter() - computed
         sender.finish(stopped=stop.is_set())
     return Stages(data_s, forward_s, send_s, sender.busy_s, ahead_s)
@@ -386,7 +401,17 @@ class _Sender:
         if item.seen is not None:
             early = is_early(plan.batch, self._job.tail.first_lacking)
             glance = look_at(item.features, item.seen, labels, manifest.views, probe=early)
-        return Sent(self._job.index, plan.batch, len(ids), size, missing, item.extracted_ns // 1_000_000, glance)
+        return Sent(
+            self._job.index,
+            plan.batch,
+            len(ids),
+            size,
+            missing,
+            item.extracted_ns // 1_000_000,
+            glance,
+            replace(item.stages, sending_s=self.busy_s),
+            Queued(item.images, self._queue.qsize(), self._sink.queued),
+        )
 
 
 def raw_bytes(feature: Tensor) -> NDArray[np.uint8]:
