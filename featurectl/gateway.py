@@ -11,6 +11,7 @@ import typer
 from featurectl import options
 
 if TYPE_CHECKING:
+    from featurestream.experiments import Experiment
     from featurestream.ports import Log
     from featurestream_gateway.programs import Comparison, Picture, Programs
 
@@ -45,11 +46,15 @@ def gateway(
     ] = 30.0,
     bootstrap_servers: options.BootstrapServers = None,
     kafka_config: options.KafkaConfig = None,
+    log_format: options.LogFormat = "text",
 ) -> None:
     """Serve streams over HTTP: rows, live events, experiments and pictures.
 
     Ctrl-C ends it with exit code 130, SIGTERM with 0.
     """
+    from featurestream.logs import Line, start_logging
+
+    start_logging(log_format, command="gateway")
     from featurestream_gateway.serve import serve
     from featurestream_gateway.settings import GatewaySettings, read_token
 
@@ -65,7 +70,7 @@ def gateway(
         idle_s=idle,
     )
     with options.open_log(bootstrap_servers, kafka_config) as log:
-        serve(settings, log, programs(), on_listening=lambda url: options.say(f"gateway: {url} (Ctrl-C ends it)"))
+        serve(settings, log, programs(), on_listening=lambda url: options.say(Line(f"gateway: {url}", url=url)))
 
 
 def programs() -> Programs:
@@ -93,8 +98,24 @@ def _picture(log: Log, stream: str, batch: int, row: int, view: int | None) -> P
     return Picture(png.getvalue(), shown.facts)
 
 
-def _compare(_log: Log, _names: Sequence[str], _metric: str | None) -> Comparison:
+def _compare(experiments: Sequence[Experiment], metric: str | None) -> Comparison:
     """Return experiments against each other."""
-    from featurestream.errors import MissingExtraError
+    import time
 
-    raise MissingExtraError("a comparison", "consumer")
+    from featurestream_consumer.compare import (
+        compare_table,
+        find_metric,
+        pairs_table,
+        records,
+        registered_run,
+        without_training_metrics,
+    )
+    from featurestream_gateway.programs import Comparison
+
+    now_ms = round(time.time() * 1000)
+    runs = [registered_run(one, now_ms=now_ms) for one in experiments]
+    return Comparison(
+        find_metric(without_training_metrics(runs), metric),
+        records(compare_table(runs, metric=metric)),
+        records(pairs_table(runs, metric=metric)),
+    )

@@ -34,14 +34,15 @@ class Metric:
 
     Attributes:
         name: with its unit, as Prometheus has it; that of a counter ends in ``_total``.
-        kind: a counter only grows while the process lives; a gauge is a value of the moment.
+        kind: a counter only grows while the process lives; a gauge is a value of the moment; a histogram counts
+            values by their size.
         unit: what is counted, or the unit of measure.
         labels: what tells its time series apart: streams, experiments, workers and stages, never samples.
         help: what it says, in one sentence.
     """
 
     name: str
-    kind: Literal["counter", "gauge"]
+    kind: Literal["counter", "gauge", "histogram"]
     unit: str
     labels: tuple[str, ...]
     help: str
@@ -193,6 +194,41 @@ TRAINER: Final = (
     READER_BATCHES, READER_ROWS, READER_BYTES, READER_DUPLICATES, READER_REFUSED, READER_WAIT, READER_EXPIRY,
     READER_RETENTION, READER_WARNINGS, TRAINER_STAGES, EXPERIMENT_RUNNING, EXPERIMENT_LAG, EXPERIMENT_BATCH,
     EXPERIMENT_EPOCH, EXPERIMENT_STEPS, EXPERIMENT_ROWS, EXPERIMENT_LOSS, EXPERIMENT_METRIC, EXPERIMENT_CHECKPOINT_AGE,
+)  # fmt: skip
+
+# ---- the gateway ------------------------------------------------------------------------------------------------
+
+PATH: Final = ("path",)
+GATEWAY_REQUESTS: Final = Metric(
+    "featurestream_gateway_requests_total", "counter", "requests", (*PATH, "status"),
+    "Requests answered, by the path's pattern and the status; 499 where the client went before.",
+)  # fmt: skip
+GATEWAY_SECONDS: Final = Metric(
+    "featurestream_gateway_request_seconds", "histogram", "seconds", PATH,
+    "From a request to the last byte of its answer; of live connections their whole life.",
+)  # fmt: skip
+GATEWAY_BYTES: Final = Metric(
+    "featurestream_gateway_sent_bytes_total", "counter", "bytes", PATH, "Bytes of bodies sent."
+)
+GATEWAY_ROWS: Final = Metric(
+    "featurestream_gateway_rows_total", "counter", "rows", (*STREAM, "format"), "Rows read for answers."
+)
+GATEWAY_READERS: Final = Metric(
+    "featurestream_gateway_readers", "gauge", "answers", (), "Answers that are being read or sent."
+)
+GATEWAY_LISTENERS: Final = Metric(
+    "featurestream_gateway_listeners", "gauge", "connections", (), "Live connections without features."
+)
+GATEWAY_LANES: Final = Metric(
+    "featurestream_gateway_idle_lanes", "gauge", "lanes", (), "Lanes that stay open for the next answer."
+)
+GATEWAY_CONNECTIONS: Final = Metric(
+    "featurestream_gateway_connections", "gauge", "connections", (), "Open connections of all kinds."
+)
+
+GATEWAY: Final = (
+    GATEWAY_REQUESTS, GATEWAY_SECONDS, GATEWAY_BYTES, GATEWAY_ROWS, GATEWAY_READERS, GATEWAY_LISTENERS, GATEWAY_LANES,
+    GATEWAY_CONNECTIONS,
 )  # fmt: skip
 
 # ---- the exporter -----------------------------------------------------------------------------------------------

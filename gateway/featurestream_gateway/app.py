@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 import featurestream
 from featurestream.errors import FeatureStreamError
 from featurestream.ports import Log
+from featurestream.telemetry import GATEWAY_CONNECTIONS
 from featurestream_gateway import experiment_paths, operation_paths, original_paths, record_paths, stream_paths
 from featurestream_gateway.connections import Connections
 from featurestream_gateway.gateway import Gateway
@@ -50,6 +51,8 @@ def make_app(
     ``on_start`` is called inside the event loop with the gateway that serves.
     """
     meters = Meters()
+    connections = connections or Connections()
+    meters.watch(GATEWAY_CONNECTIONS, lambda: len(connections))
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -80,7 +83,7 @@ def make_app(
     app.add_exception_handler(HTTPException, answer_http_error)
     app.add_exception_handler(RequestValidationError, answer_bad_parameters)
     app.add_exception_handler(Exception, answer_error)
-    return Guard(app, settings, connections or Connections(), meters)
+    return Guard(app, settings, connections, meters)
 
 
 async def _briefly(gateway: Gateway) -> None:

@@ -10,17 +10,19 @@ from typing import Any, Final
 from starlette.requests import Request
 
 from featurestream.errors import StreamNotFoundError, UsageError
+from featurestream.experiments import find_experiment
 from featurestream.manifest_topic import list_streams
 from featurestream.ports import Log
+from featurestream.telemetry import GATEWAY_LANES, GATEWAY_LISTENERS, GATEWAY_READERS
 from featurestream_gateway.answers import PartsAnswer, piece_answer
 from featurestream_gateway.catalogue import Catalogue, Edges
-from featurestream_gateway.experiments import Experiment, Experiments
+from featurestream_gateway.experiments import Experiments, Known
 from featurestream_gateway.formats import Format, encode, size_of
 from featurestream_gateway.looks import Looks
 from featurestream_gateway.meters import Meters
 from featurestream_gateway.overview import Rates, Streams, look_at_streams
 from featurestream_gateway.problems import RefusedError
-from featurestream_gateway.programs import Committed, Programs, Report
+from featurestream_gateway.programs import Committed, Comparison, Programs, Report
 from featurestream_gateway.ranges import Piece, Range
 from featurestream_gateway.readings import Limit, Readings
 from featurestream_gateway.settings import TURN_S, GatewaySettings
@@ -30,6 +32,7 @@ from featurestream_gateway.workers import Workers
 WORKERS: Final = 8  # threads that wait for Kafka: more would only wait for Python's lock
 REPORT_S: Final = 1.0  # how old what is shown of streams and experiments may be
 EDGE_S: Final = 0.25  # how often the end of a stream is looked at for those who wait there
+COMPARISON_S: Final = 60.0  # a comparison of experiments that have said nothing new
 REAP_S: Final = 5.0
 
 
@@ -49,9 +52,9 @@ class Gateway:
         self.listeners = Turns(settings.listeners, "live connections", wait_s=0.05)
         self._experiments = Experiments(self.catalogue)
         self._rates = Rates()
-        meters.watch("readers", "Answers that are read or sent now.", lambda: self.readers.taken)
-        meters.watch("listeners", "Live connections.", lambda: self.listeners.taken)
-        meters.watch("idle_lanes", "Lanes that stay open for the next answer.", lambda: self.readings.idle_lanes)
+        meters.watch(GATEWAY_READERS, lambda: self.readers.taken)
+        meters.watch(GATEWAY_LISTENERS, lambda: self.listeners.taken)
+        meters.watch(GATEWAY_LANES, lambda: self.readings.idle_lanes)
 
     @property
     def log(self) -> Log:
@@ -65,7 +68,7 @@ class Gateway:
     async def housekeeping(self) -> None:
         """Close what nobody uses any more, until the gateway ends."""
         while not self.ending.is_set():
-            await self.workers.run(self.readings.reap)
+            await self.workers.run(self._reap)
             try:
                 async with asyncio.timeout(REAP_S):
                     await self.ending.wait()
@@ -75,7 +78,12 @@ class Gateway:
     def close(self) -> None:
         """Release all connections."""
         self.readings.stop()
+        self._experiments.close()
         self.catalogue.close()
+
+    def _reap(self) -> None:
+        self.readings.reap()
+        self._experiments.reap(time.time())
 
     # ---- streams and experiments ------------------------------------------------------------------------------------
 
@@ -104,12 +112,31 @@ class Gateway:
 
         return await self.looks.get(("stream", name), look, max_age_s=REPORT_S)
 
-    async def experiments(self) -> list[Experiment]:
+    async def experiments(self) -> Known:
         """Return all experiments."""
         committed = await self.committed()
         return await self.looks.get(
             "experiments", lambda: self._experiments.look(committed, time.time()), max_age_s=REPORT_S
         )
+
+    async def compare(self, stream: str, names: Sequence[str], metric: str | None) -> Comparison:
+        """Return experiments of a stream's run registry against each other; without names all of them.
+
+        Raises UnknownNameError for an experiment that there is not, UsageError where none has ever joined.
+        """
+        known = await self.experiments()
+        if stream in known.errors:
+            raise known.errors[stream]
+        runs = {one.name: one.run for one in known.experiments if one.stream == stream and one.run is not None}
+        if not runs:
+            await self.workers.run(lambda: self.catalogue.manifest(stream))
+            raise UsageError(
+                f'no experiment has ever joined the run registry of stream "{stream}"',
+                hint="every featurectl train and sweep does by itself",
+            )
+        chosen = [find_experiment(runs, stream, name) for name in dict.fromkeys(names or runs)]
+        key = ("compare", stream, metric, tuple((one.label, one.run.updated_at) for one in chosen))
+        return await self.looks.get(key, lambda: self.programs.compare(chosen, metric), max_age_s=COMPARISON_S)
 
     async def overview(self) -> dict[str, Any]:
         """Return streams with their rates, and experiments, as JSON values."""
@@ -125,7 +152,7 @@ class Gateway:
         return {
             "streams": await self.looks.get("rates", rates, max_age_s=REPORT_S),
             "problems": streams.problems(),
-            "experiments": [one.facts() for one in experiments],
+            "experiments": experiments.facts()["experiments"],
         }
 
     async def default_stream(self, named: str | None) -> str:

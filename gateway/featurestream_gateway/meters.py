@@ -1,12 +1,25 @@
-"""What the gateway counts of itself, as Prometheus reads it."""
+"""What the gateway counts of itself, as Prometheus reads it; the names are in :mod:`featurestream.telemetry`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+from featurestream.telemetry import GATEWAY_BYTES, GATEWAY_REQUESTS, GATEWAY_ROWS, GATEWAY_SECONDS, Metric
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 class Meters:
@@ -14,20 +27,12 @@ class Meters:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "featurestream_gateway_requests", "Requests answered.", ["path", "status"], registry=self._registry
-        )
-        self._bytes = Counter(
-            "featurestream_gateway_sent_bytes", "Bytes of bodies sent.", ["path"], registry=self._registry
-        )
-        self._seconds = Histogram(
-            "featurestream_gateway_request_seconds",
-            "From a request to the last byte of its answer.",
-            ["path"],
-            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
-            registry=self._registry,
-        )
-        self._rows = Counter("featurestream_gateway_rows", "Rows sent.", ["stream", "format"], registry=self._registry)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._registry)
+        self._requests = self._make(Counter, GATEWAY_REQUESTS)
+        self._bytes = self._make(Counter, GATEWAY_BYTES)
+        self._seconds = self._make(Histogram, GATEWAY_SECONDS, buckets=BUCKETS)
+        self._rows = self._make(Counter, GATEWAY_ROWS)
 
     def answered(self, path: str, status: int, sent: int, seconds: float) -> None:
         """Count a request. ``path`` is the route's pattern; status 499: the client went before an answer."""
@@ -39,10 +44,13 @@ class Meters:
         """Count rows that were read for an answer."""
         self._rows.labels(stream, form).inc(count)
 
-    def watch(self, name: str, meaning: str, value: Callable[[], float]) -> None:
+    def watch(self, metric: Metric, value: Callable[[], float]) -> None:
         """Show a state whenever it is asked for."""
-        Gauge(f"featurestream_gateway_{name}", meaning, registry=self._registry).set_function(value)
+        self._make(Gauge, metric).set_function(value)
 
     def text(self) -> bytes:
         """Return everything in Prometheus's text format."""
         return generate_latest(self._registry)
+
+    def _make(self, kind: type[Any], metric: Metric, **more: Any) -> Any:
+        return kind(metric.name, metric.help, metric.labels, registry=self._registry, **more)

@@ -177,6 +177,7 @@ class ExperimentList(BaseModel):
     """All experiments."""
 
     experiments: list[ExperimentFacts]
+    problems: list[Problem] = Field(description="Streams whose experiments cannot be shown, and why.")
 
 
 class ExperimentMetrics(BaseModel):
@@ -191,7 +192,8 @@ class ExperimentMetrics(BaseModel):
 class ComparisonTable(BaseModel):
     """Experiments against each other."""
 
-    metric: str
+    stream: str
+    metric: str | None
     runs: list[dict[str, Any]]
     pairs: list[dict[str, Any]]
 

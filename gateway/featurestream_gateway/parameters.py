@@ -121,6 +121,7 @@ class MetricsQuery(ExperimentsQuery):
 class CompareQuery(Parameters):
     """Which experiments, by what."""
 
+    stream: str | None = _STREAM
     run: list[str] = Field(default=[], description="Names of experiments; repeated. Without it all.")
     metric: str | None = Field(default=None, description="What to compare by; without it the first run's main metric.")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from featurestream.experiments import Experiment
 from featurestream.ports import Log, RecordSource
 
 Committed = Mapping[str, Mapping[tuple[str, int], int]]  # group -> (topic, lane) -> next offset
@@ -33,7 +34,7 @@ class Picture:
 class Comparison:
     """Experiments against each other: a row a run and a row a pair, as ``featurectl compare --json`` prints them."""
 
-    metric: str
+    metric: str | None
     runs: list[dict[str, Any]]
     pairs: list[dict[str, Any]]
 
@@ -45,9 +46,9 @@ class Programs:
     Attributes:
         report: (source, stream, what groups have committed, milliseconds since the epoch) -> a stream's report.
         picture: (log, stream, batch, row, view) -> the image behind a row.
-        compare: (log, names of experiments or none for all, metric or None) -> their comparison.
+        compare: (experiments of one stream's registry, metric or None) -> their comparison.
     """
 
     report: Callable[[RecordSource, str, Committed, int], Report]
     picture: Callable[[Log, str, int, int, int | None], Picture]
-    compare: Callable[[Log, Sequence[str], str | None], Comparison]
+    compare: Callable[[Sequence[Experiment], str | None], Comparison]

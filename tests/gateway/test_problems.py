@@ -235,7 +235,7 @@ def test_a_bug_is_answered_without_its_words_and_logged(log: MemoryLog, caplog: 
     with serving(log, Programs(report=fail, picture=refuse, compare=fail)) as served:
         assert kind(served.problem("/v1/streams/toy/taps")) == (500, "internal")
         assert kind(served.problem("/v1/streams/toy/picture", batch=0, row=0)) == (501, "not-installed")
-        assert kind(served.problem("/v1/compare")) == (500, "internal")
+        assert kind(served.problem("/v1/compare")) == (422, "bad-request")
     assert "a planted bug" in caplog.text
 
 

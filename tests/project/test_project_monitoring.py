@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from featurestream.telemetry import PRODUCER, TRAINER
+from featurestream.telemetry import GATEWAY, PRODUCER, TRAINER
 from tests.project.documents import ROOT
 
 PAGE = (ROOT / "docs" / "monitoring.md").read_text(encoding="utf-8")
-ALL = (*PRODUCER, *TRAINER)
+ALL = (*PRODUCER, *TRAINER, *GATEWAY)
 
 
 def test_the_page_has_one_line_for_each_metric_with_what_the_code_says_of_it() -> None:
