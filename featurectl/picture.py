@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from featurestream.manifest import Manifest
-    from featurestream.ports import RecordSource
+    from featurestream.ports import Log, RecordSource
     from featurestream.record import Record
     from featurestream_producer.remake import Check, Place, Remaker
 
@@ -58,25 +59,13 @@ def picture(
     is vouched for by the nearest that has one.
     """
     from featurectl.output import print_facts, print_json
-    from featurestream.manifest_topic import read_facts, require_manifest
-    from featurestream_producer.remake import Remaker, check_code, place_of, reopen_dataset
 
     file = _output(stream, batch, row, view, grid=grid, output=output)
     with options.open_log(bootstrap_servers, kafka_config) as log:
-        manifest = require_manifest(log, stream)
-        source = log.source()
-        try:
-            canary = read_facts(source, stream).canary
-            record = read_batch(source, manifest, batch)
-        finally:
-            source.close()
-    check_code(manifest, data=data, trusted=(*OUR_CODE, *(trust or ())))
-    place = None if row is None else place_of(record, row, view)
-    remaker = Remaker(manifest, reopen_dataset(manifest, data=data, root=root), record, canary)
-    shown = _sheet(remaker) if place is None else _pair(remaker, place)
+        shown = show(log, stream, batch, row, view, data=data, root=root, trusted=tuple(trust or ()))
     _write(shown.image, file)
     if as_json:
-        print_json({"file": str(file), "stream": stream, "batch": batch, "pass": record.pass_number, **shown.facts})
+        print_json({"file": str(file), **shown.facts})
     else:
         print_facts([("picture", str(file)), *shown.lines])
 
@@ -86,6 +75,40 @@ class Shown:
 
     def __init__(self, image: Image, lines: list[tuple[str, str]], facts: dict[str, Any]) -> None:
         self.image, self.lines, self.facts = image, lines, facts
+
+
+def show(
+    log: Log,
+    stream: str,
+    batch: int,
+    row: int | None,
+    view: int | None,
+    *,
+    data: str | None = None,
+    root: Path | None = None,
+    trusted: Sequence[str] = (),
+) -> Shown:
+    """Return the image behind a row beside the original; without a row, a contact sheet of the batch.
+
+    ``data`` and ``root`` say where the data is now, where it has moved; ``trusted`` which code beside our own the
+    manifest may name.
+    """
+    from featurestream.manifest_topic import read_facts, require_manifest
+    from featurestream_producer.remake import Remaker, check_code, place_of, reopen_dataset
+
+    manifest = require_manifest(log, stream)
+    source = log.source()
+    try:
+        canary = read_facts(source, stream).canary
+        record = read_batch(source, manifest, batch)
+    finally:
+        source.close()
+    check_code(manifest, data=data, trusted=(*OUR_CODE, *trusted))
+    place = None if row is None else place_of(record, row, view)
+    remaker = Remaker(manifest, reopen_dataset(manifest, data=data, root=root), record, canary)
+    shown = _sheet(remaker) if place is None else _pair(remaker, place)
+    shown.facts = {"stream": stream, "batch": batch, "pass": record.pass_number, **shown.facts}
+    return shown
 
 
 def read_batch(source: RecordSource, manifest: Manifest, batch: int) -> Record:

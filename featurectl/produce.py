@@ -194,6 +194,9 @@ def produce(  # noqa: PLR0917 - Typer passes every option by its name
     ] = False,
     bootstrap_servers: options.BootstrapServers = None,
     kafka_config: options.KafkaConfig = None,
+    log_format: options.LogFormat = "text",
+    metrics_port: options.MetricsPort = None,
+    metrics_host: options.MetricsHost = options.DEFAULT_METRICS_HOST,
     as_json: options.Json = False,
 ) -> None:
     """Run a frozen backbone over images and publish its features.
@@ -201,6 +204,9 @@ def produce(  # noqa: PLR0917 - Typer passes every option by its name
     The same command again goes on where the stream ends, after a crash as well as after Ctrl-C.
     A stream that is complete says so. Exit code 130: stopped by Ctrl-C; everything that was sent is safe.
     """
+    from featurestream.logs import start_logging
+
+    start_logging(log_format, command="produce", stream=stream)
     from featurestream_producer.config import ProduceConfig, parse_duration_ms, parse_passes, parse_size
 
     given: dict[str, Any] = {
@@ -221,7 +227,7 @@ def produce(  # noqa: PLR0917 - Typer passes every option by its name
     if plan:
         _print_plan(config, as_json=as_json)
     else:
-        _publish(config, bootstrap_servers, kafka_config, as_json=as_json)
+        _publish(config, bootstrap_servers, kafka_config, metrics=(metrics_port, metrics_host), as_json=as_json)
 
 
 def _print_plan(config: Any, *, as_json: bool) -> None:
@@ -236,15 +242,25 @@ def _print_plan(config: Any, *, as_json: bool) -> None:
         typer.echo(found.text())
 
 
-def _publish(config: Any, bootstrap_servers: str | None, kafka_config: Path | None, *, as_json: bool) -> None:
+def _publish(
+    config: Any,
+    bootstrap_servers: str | None,
+    kafka_config: Path | None,
+    *,
+    metrics: tuple[int | None, str],
+    as_json: bool,
+) -> None:
     from featurectl.output import print_json
     from featurestream.progress import Progress
     from featurestream_producer.prepare import prepare
     from featurestream_producer.run import publish
 
     prepared = prepare(config)  # before the broker: a mistake in the command should not have to wait for one
-    with options.open_log(bootstrap_servers, kafka_config) as log:
-        result = publish(prepared, log, say=options.say, progress=Progress)
+    with (
+        options.open_metrics(*metrics, rank=prepared.rank.number) as telemetry,
+        options.open_log(bootstrap_servers, kafka_config) as log,
+    ):
+        result = publish(prepared, log, say=options.say, progress=Progress, telemetry=telemetry)
     if as_json:
         print_json(result.facts())
     if result.interrupted:

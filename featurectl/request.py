@@ -36,7 +36,7 @@ def request(
     from featurectl.output import print_json
     from featurectl.streams import producer_state
     from featurestream.manifest_topic import require_manifest
-    from featurestream.requests import find_samples, open_requests
+    from featurestream.requests import find_samples, open_requests, request_samples
 
     names = _read(ids)
     with options.open_log(bootstrap_servers, kafka_config) as log:
@@ -49,7 +49,7 @@ def request(
             )
         wanted = list(dict.fromkeys(find_samples(log, manifest, names)))
         requests = open_requests(log, manifest)
-        first, last = _send(log, requests.stream, wanted, requests.layout.batch_samples)
+        first, last = request_samples(log, requests, wanted)
         facts = _facts(log, stream)
         state = producer_state(facts, now_ms=round(time.time() * 1000))
     if as_json:
@@ -86,32 +86,6 @@ def _read(path: Path) -> list[str]:
     if not names:
         raise UsageError(f"{path} names no sample", hint="expected a sample's id or index a line")
     return names
-
-
-def _send(log: Log, stream: str, samples: list[int], batch_samples: int) -> tuple[int, int]:
-    """Publish requests for samples; return the first and the last batch that will hold them."""
-    import socket
-    import uuid
-    from datetime import UTC, datetime
-
-    from featurestream.manifest import Request
-    from featurestream.manifest_topic import ManifestTopic
-    from featurestream.requests import REQUEST_SAMPLES
-
-    mine: list[str] = []
-    with ManifestTopic(log, stream) as topic:
-        for start in range(0, len(samples), REQUEST_SAMPLES):
-            mine.append(uuid.uuid4().hex[:12])
-            at = datetime.now(UTC).isoformat(timespec="milliseconds")
-            part = samples[start : start + REQUEST_SAMPLES]
-            topic.write_request(mine[-1], Request(samples=part, host=socket.gethostname(), at=at))
-        requests = topic.read().requests
-    # Whoever asked at the same time may stand before, or between.
-    places, end = {}, 0
-    for name, one in requests.items():
-        begin, end = end, end + -(-len(one.samples) // batch_samples)
-        places[name] = (begin, end - 1)
-    return places[mine[0]][0], places[mine[-1]][1]
 
 
 def _facts(log: Log, stream: str) -> StreamFacts:

@@ -12,6 +12,7 @@ from featurectl import options
 
 if TYPE_CHECKING:
     from featurestream.errors import FeatureStreamError
+    from featurestream.experiments import Experiment
     from featurestream.manifest import Lease, Manifest, TapFacts
     from featurestream.manifest_topic import StreamFacts
     from featurestream.ports import Bounds, LaneReader, Log, LogRecord, Place, RecordSource
@@ -23,13 +24,25 @@ def streams(
     stream: Annotated[
         str | None, typer.Argument(metavar="[STREAM]", help="One stream, for everything about it.")
     ] = None,
+    forget: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Take an experiment out of STREAM's run registry; its run folder stays."),
+    ] = None,
     bootstrap_servers: options.BootstrapServers = None,
     kafka_config: options.KafkaConfig = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show all streams, or one: manifest, passes, time range, bytes, readers and their lag."""
+    """Show all streams, or one: manifest, passes, time range, bytes, readers, experiments and their lag."""
+    if forget is not None and stream is None:
+        from featurestream.errors import UsageError
+
+        raise UsageError(
+            "--forget needs the stream whose experiment it is", hint="featurectl streams STREAM --forget NAME"
+        )
     with options.open_log(bootstrap_servers, kafka_config) as log:
-        if stream is None:
+        if forget is not None and stream is not None:
+            _forget(log, stream, forget)
+        elif stream is None:
             _show_all(log, as_json=as_json)
         else:
             _show_one(log, stream, as_json=as_json)
@@ -319,6 +332,7 @@ def _show_one(log: Log, stream: str, *, as_json: bool) -> None:
 
     from featurectl.output import print_facts, print_json, print_table
     from featurectl.stream_health import health_lines, health_table
+    from featurestream.experiments import read_experiments
     from featurestream.manifest_topic import require_manifest
 
     require_manifest(log, stream)  # the error that lists the streams and suggests the nearest
@@ -327,8 +341,13 @@ def _show_one(log: Log, stream: str, *, as_json: bool) -> None:
         report = report_stream(source, stream, log.committed_positions(), now_ms=round(time.time() * 1000))
     finally:
         source.close()
+    experiments = list(read_experiments(log, stream).values())
+    now_ms = round(time.time() * 1000)
     if as_json:
-        print_json(report.everything())
+        print_json(
+            report.everything()
+            | {"experiments": [experiment_json(one, report.next_batch, now_ms=now_ms) for one in experiments]}
+        )
         return
     print_facts(_facts_of(report))
     typer.echo("")
@@ -341,6 +360,9 @@ def _show_one(log: Log, stream: str, *, as_json: bool) -> None:
         print_facts(health_lines(report.facts))
         typer.echo("")
         print_table(*health_table(report.facts))
+    if experiments:
+        typer.echo("")
+        print_table(*_experiments_table(experiments, report.next_batch, now_ms=now_ms))
     if report.readers:
         typer.echo("")
         print_table(["reader", ">batches behind"], [[reader.experiment, str(reader.lag)] for reader in report.readers])
@@ -445,6 +467,59 @@ def _passes_table(report: StreamReport) -> tuple[list[str], list[list[str]]]:
         ]
         for number, done in sorted(report.facts.passes.items())
     ]
+
+
+def experiment_json(experiment: Experiment, next_batch: int, *, now_ms: int) -> dict[str, Any]:
+    """Return everything about an experiment but its rows of metrics, as JSON values.
+
+    ``next_batch`` is the stream's first batch that is not complete yet: what ``lag_batches`` counts to.
+    """
+    return {
+        "experiment": experiment.label,
+        **experiment.run.model_dump(mode="json"),
+        "state": experiment.state_at(now_ms),
+        "lag_batches": experiment.lag(next_batch),
+    }
+
+
+def _experiments_table(
+    experiments: Iterable[Experiment], next_batch: int, *, now_ms: int
+) -> tuple[list[str], list[list[str]]]:
+    from featurestream.position import Position
+    from featurestream_consumer.reporters.console import format_metric
+
+    rows = []
+    for one in experiments:
+        run, lag = one.run, one.lag(next_batch)
+        speed = "-" if run.rows_per_s is None else f"{run.rows_per_s:,.0f}"
+        rows.append(
+            [
+                one.label,
+                one.state_at(now_ms),
+                run.host,
+                str(Position(run.position.batch, run.position.row)),
+                "-" if lag is None else str(lag),
+                f"{run.epoch}/{run.epochs}",
+                str(run.rereads),
+                f"{run.rows:,}",
+                speed,
+                ", ".join(f"{name} {format_metric(name, value)}" for name, value in run.metrics.items()) or "-",
+            ]
+        )
+    columns = ["experiment", "state", "host", "reads next", ">behind", ">epochs", ">re-reads", ">rows", ">rows/s",
+               "~metrics"]  # fmt: skip
+    return columns, rows
+
+
+def _forget(log: Log, stream: str, name: str) -> None:
+    import time
+
+    from featurestream.experiments import forget_experiment
+    from featurestream.manifest_topic import require_manifest
+
+    require_manifest(log, stream)
+    for run in forget_experiment(log, stream, name, now_ms=round(time.time() * 1000)):
+        options.say(f"forgot {run.name}@{run.id}, begun {run.started_at}; {run.folder} on {run.host} is as it was")
 
 
 def _text(value: object) -> str:

@@ -22,23 +22,33 @@ def sweep(
     runs: options.Runs = options.DEFAULT_RUNS,
     bootstrap_servers: options.BootstrapServers = None,
     kafka_config: options.KafkaConfig = None,
+    log_format: options.LogFormat = "text",
+    metrics_port: options.MetricsPort = None,
+    metrics_host: options.MetricsHost = options.DEFAULT_METRICS_HOST,
     as_json: options.Json = False,
 ) -> None:
     """Train many experiments on one reading. Stopped at any moment, the same command goes on where it was."""
+    from featurestream.logs import bind, start_logging
+
+    start_logging(log_format, command="sweep", sweep=file.stem)
     from featurestream_consumer.ranks import refuse_ranks
     from featurestream_consumer.sweep import check_configs, plan_sweep, run_sweep
     from featurestream_consumer.sweep_file import read_sweep
 
     refuse_ranks("featurectl sweep")
     configs = read_sweep(file).experiments(runs, name=file.stem)
+    bind(stream=configs[0].stream)
     check_configs(configs)  # before a broker is asked for, or started
     try:
-        with options.open_log(bootstrap_servers, kafka_config) as log:
+        with (
+            options.open_metrics(metrics_port, metrics_host) as telemetry,
+            options.open_log(bootstrap_servers, kafka_config) as log,
+        ):
             plan = plan_sweep(configs, log, say=options.say)
             if dry_run:
                 _print_plan(plan, as_json=as_json)
                 return
-            outcomes = run_sweep(plan, log, say=options.say, progress=file.stem)
+            outcomes = run_sweep(plan, log, say=options.say, progress=file.stem, telemetry=telemetry)
     except KeyboardInterrupt:
         options.say(f"stopped; what was learnt up to the last checkpoints is in {runs}: the same command goes on")
         raise

@@ -75,9 +75,15 @@ def train(
     ] = False,
     bootstrap_servers: options.BootstrapServers = None,
     kafka_config: options.KafkaConfig = None,
+    log_format: options.LogFormat = "text",
+    metrics_port: options.MetricsPort = None,
+    metrics_host: options.MetricsHost = options.DEFAULT_METRICS_HOST,
     as_json: options.Json = False,
 ) -> None:
     """Train one experiment. Stopped at any moment, the same command goes on where it was."""
+    from featurestream.logs import start_logging
+
+    start_logging(log_format, command="train", stream=stream, experiment=name)
     from featurestream_consumer.config import TrainConfig, parse_arguments
 
     config = TrainConfig(
@@ -122,8 +128,14 @@ def train(
         leads = ranks is None or ranks.leads
         say = options.say if leads else lambda _: None
         try:
-            with options.open_log(bootstrap_servers, kafka_config) as log:
-                result = run_training(config, log, resume=resume, say=say, progress=leads, ranks=ranks)
+            rank = 0 if ranks is None else ranks.rank
+            with (
+                options.open_metrics(metrics_port, metrics_host, rank=rank) as telemetry,
+                options.open_log(bootstrap_servers, kafka_config) as log,
+            ):
+                result = run_training(
+                    config, log, resume=resume, say=say, progress=leads, ranks=ranks, telemetry=telemetry
+                )
         except KeyboardInterrupt:
             say(f"stopped; what was learnt up to the last checkpoint is in {runs / name}: the same command goes on")
             raise

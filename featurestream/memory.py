@@ -205,6 +205,11 @@ class MemorySink:
         self.records += 1
         self.bytes += len(copy or b"")
 
+    @property
+    def queued(self) -> int:
+        """None, ever."""
+        return 0
+
     def flush(self) -> None:
         """Do nothing but report an earlier failure: a record is durable when it is appended."""
         self._check()

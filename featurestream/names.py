@@ -9,7 +9,9 @@ from featurestream.errors import UsageError
 
 STREAM_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")
 TAP_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-MANIFEST_TAP: Final = "manifest"  # the one tap name that is taken: `<stream>.manifest` is the manifest's topic
+MANIFEST_TAP: Final = "manifest"  # `<stream>.manifest` is the manifest's topic
+EXPERIMENTS_TAP: Final = "experiments"  # `<stream>.experiments` is the topic of the run registry
+TAKEN_TAPS: Final = (MANIFEST_TAP, EXPERIMENTS_TAP)  # topics of a stream that are not a tap's
 GROUP_PREFIX: Final = "featurestream."
 
 
@@ -25,10 +27,11 @@ def check_stream_name(name: str) -> str:
 
 def check_tap_name(name: str) -> str:
     """Return ``name`` if it can name a tap, else raise UsageError."""
-    if not TAP_NAME.fullmatch(name) or name == MANIFEST_TAP:
+    if not TAP_NAME.fullmatch(name) or name in TAKEN_TAPS:
         raise UsageError(
             f'"{name}" cannot name a tap',
-            hint='a tap\'s name is 1 to 100 letters, digits, ".", "_" and "-", and not "manifest"; '
+            hint='a tap\'s name is 1 to 100 letters, digits, ".", "_" and "-", and neither "manifest" nor '
+            '"experiments"; '
             "give one with layer:pool=name",
         )
     return name
@@ -42,6 +45,11 @@ def tap_topic(stream: str, tap: str) -> str:
 def manifest_topic(stream: str) -> str:
     """Return the topic of a stream's manifest: ``digits-train.manifest``."""
     return f"{stream}.{MANIFEST_TAP}"
+
+
+def experiments_topic(stream: str) -> str:
+    """Return the topic of a stream's run registry: ``digits-train.experiments``."""
+    return f"{stream}.{EXPERIMENTS_TAP}"
 
 
 def requests_stream(stream: str) -> str:

@@ -52,6 +52,10 @@ class RecordSink(Protocol):
         that the sink takes no more records.
         """
 
+    @property
+    def queued(self) -> int:
+        """How many of the records appended so far are not known to be durable; asked by the thread that appends."""
+
     def flush(self) -> None:
         """Return when every record appended so far is durable; raise BrokerError if one is not."""
 

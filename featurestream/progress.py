@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from featurestream import logs
+
 LINE_EVERY_S = 5.0
 
 
@@ -25,13 +27,14 @@ class Progress:
             progress.advance(256, rate="38 MB/s", loss=0.31)
 
     On a terminal: a bar with the count, the rate, the facts given last and the time left. Elsewhere (a log file, a
-    pipe): plain lines, the first at once, then at most one every :data:`LINE_EVERY_S`, and always the last.
+    pipe): plain lines, the first at once, then at most one every :data:`LINE_EVERY_S`, and always the last. Where the
+    command's lines are JSON (:mod:`featurestream.logs`), those lines are objects with the same facts.
 
     Args:
         title: what is being done.
         total: how many there will be; None where nobody knows.
         unit: what is counted, as it follows a number: ``img``, ``rows``.
-        stream: where to show it; None is standard error as it is now.
+        stream: where to show it; None is standard error as it is now, in the format of the command's lines.
         clock: seconds that never go back.
     """
 
@@ -48,14 +51,16 @@ class Progress:
         self.total = total
         self.unit = unit
         self.done = 0
+        self._as_json = stream is None and logs.is_json()
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
+        self._given: dict[str, str | float] = {}
         self._facts = ""
         self._started = clock()
         self._line_at: float | None = None  # when the last plain line was written
         self._unwritten = False
         self._bar: RichProgress | None = None
-        if self._stream.isatty():
+        if self._stream.isatty() and not self._as_json:
             self._bar = RichProgress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),
@@ -84,6 +89,7 @@ class Progress:
     def advance(self, count: int, **facts: str | float) -> None:
         """Count ``count`` more as done. ``facts`` are shown beside it: texts as they are, numbers after their names."""
         self.done += count
+        self._given = facts
         self._facts = ", ".join(
             value if isinstance(value, str) else f"{name} {value:.4g}" for name, value in facts.items()
         )
@@ -104,6 +110,8 @@ class Progress:
         """Write a line of its own, above the bar where there is one."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        elif self._as_json:
+            logs.say(text)
         else:
             self._stream.write(text + "\n")
             self._stream.flush()
@@ -125,7 +133,7 @@ class Progress:
         if self.total and 0 < self.done < self.total and self.rate > 0:
             left = f", {timedelta(seconds=round((self.total - self.done) / self.rate))} left"
         share = f" ({self.done / self.total:.0%})" if self.total else ""
-        self._stream.write(f"{self.title}: {self._line()}{share}{left}\n")
-        self._stream.flush()
+        facts = {"done": self.done, "total": self.total, "unit": self.unit, "per_second": self.rate, **self._given}
+        self.say(logs.Line(f"{self.title}: {self._line()}{share}{left}", progress=self.title, **facts))
         self._line_at = self._clock()
         self._unwritten = False

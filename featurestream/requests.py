@@ -10,8 +10,11 @@ that died goes on with the first batch that is not there.
 
 from __future__ import annotations
 
+import socket
 import struct
+import uuid
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Final
 
 import numpy as np
@@ -98,6 +101,27 @@ def batches_of(requests: Iterable[Request], layout: Layout) -> list[NDArray[np.i
         for first in range(0, len(request.samples), layout.batch_samples):
             found.append(np.array(request.samples[first : first + layout.batch_samples], np.int64))
     return found
+
+
+def request_samples(log: Log, requests: Manifest, samples: Sequence[int]) -> tuple[int, int]:
+    """Publish requests for samples, by their indices; return the first and the last batch that will hold them.
+
+    ``requests`` is the manifest that :func:`open_requests` has returned.
+    """
+    mine: list[str] = []
+    with ManifestTopic(log, requests.stream) as topic:
+        for start in range(0, len(samples), REQUEST_SAMPLES):
+            mine.append(uuid.uuid4().hex[:12])
+            at = datetime.now(UTC).isoformat(timespec="milliseconds")
+            part = list(samples[start : start + REQUEST_SAMPLES])
+            topic.write_request(mine[-1], Request(samples=part, host=socket.gethostname(), at=at))
+        published = topic.read().requests
+    # Whoever asked at the same time may stand before, or between.
+    places, end = {}, 0
+    for name, one in published.items():
+        begin, end = end, end + -(-len(one.samples) // requests.layout.batch_samples)
+        places[name] = (begin, end - 1)
+    return places[mine[0]][0], places[mine[-1]][1]
 
 
 def find_samples(log: Log, manifest: Manifest, names: Sequence[str]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -11,23 +12,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from featurestream.batch import FeatureBatch, concatenate, join, regroup
+from featurestream.batch import FeatureBatch, concatenate, regroup
 from featurestream.cluster import Cluster, resolve_cluster
-from featurestream.errors import FingerprintError, GoneError, HoleError, RecordError, UsageError
-from featurestream.manifest import Manifest, check_agrees
+from featurestream.errors import FingerprintError, UsageError
+from featurestream.logs import WARNING, Line
+from featurestream.manifest import Manifest
 from featurestream.manifest_topic import require_manifest
+from featurestream.merge import LaneMerge
 from featurestream.names import tap_topic
-from featurestream.ports import LaneReader, Log, LogRecord, RecordSource
+from featurestream.ports import Log
 from featurestream.position import Position, StartPoint, parse_start
+from featurestream.read_counts import ReadCounts
 from featurestream.reader_lease import ReaderLease, ReaderPlace
-from featurestream.record import Record
+from featurestream.retention_watch import RetentionWatch
 from featurestream.seek import Lanes, resolve_start, resolve_stop
-from featurestream.wire import open_record, parse_headers
 
 Start = str | int | float | datetime | Position | StartPoint
 
 QUEUE_KBYTES = 8192  # prefetched by each lane's reader: a reader's memory is taps x lanes x this
-POLL_S = 0.25
+
+_log = logging.getLogger(__name__)
 
 
 class FeatureStream:
@@ -58,8 +62,12 @@ class FeatureStream:
         kafka_config: a file of client properties for it.
         queue_kbytes: bound of what is read ahead, for each lane and tap.
         reader: a name of its own makes the reader known while it iterates: a producer that paces itself goes on for it,
-            warns before retention deletes what it has not read, and Kafka's tools show its lag.
+            and Kafka's tools show its lag. The producer, and the reader itself in Python's log, warn before retention
+            deletes what it has not read.
         on_wait: called with the seconds waited so far, about four times a second, while the next batch is not there.
+
+    Attributes:
+        counts: what it has read, waited for and dropped; a whole that several readers count for may take its place.
 
     Raises:
         StreamNotFoundError, UnknownNameError: no such stream or tap.
@@ -93,7 +101,7 @@ class FeatureStream:
         self.stream = stream
         self.batch_size = batch_size
         self.shard = shard
-        self.duplicates = 0
+        self.counts = ReadCounts()
         self.offsets: dict[tuple[str, int], int] = {}  # (topic, lane) -> the offset to be read next
         self._log = log
         self._cluster: Cluster | None = None if log else resolve_cluster(bootstrap_servers, kafka_config)
@@ -141,6 +149,11 @@ class FeatureStream:
         for batch in batches if self.batch_size is None else regroup(batches, self.batch_size):
             self.position = batch.next_position
             yield batch
+
+    @property
+    def duplicates(self) -> int:
+        """Records that were dropped, because their batch had been read."""
+        return self.counts.duplicates
 
     def read_all(self) -> FeatureBatch:
         """Return every row of the range as one batch, of which ``pass_number`` is the first row's. Needs a stop."""
@@ -210,6 +223,12 @@ class FeatureStream:
         batch = self.position.batch
         return ReaderPlace(self._reader or "", batch, batch, self.taps, dict(self.offsets))
 
+    def _waited(self, seconds: float) -> None:
+        if self._lease is not None:
+            self._lease.nudge()
+        if self._on_wait is not None:
+            self._on_wait(seconds)
+
     def _batches(self) -> Iterator[FeatureBatch]:
         self.close()
         self._open = stack = ExitStack()
@@ -217,9 +236,19 @@ class FeatureStream:
             log = self._connect(stack)
             if self._reader is not None:
                 self._lease = stack.enter_context(ReaderLease(log, self.stream, self._place))
+                stack.enter_context(RetentionWatch(log, self.manifest, self._place, _warn))
             source = log.source()
             stack.callback(source.close)
-            merge = _Merge(self, source, stack)
+            merge = LaneMerge(
+                source,
+                self.manifest,
+                self.taps,
+                offsets=self.offsets,
+                found=self._found,
+                counts=self.counts,
+                on_wait=self._waited,
+            )
+            stack.callback(merge.close)
             begin = self.position  # the position moves on while this runs
             index, count = self.shard
             first = begin.batch + (index - (begin.batch - self.start.batch)) % count
@@ -227,6 +256,8 @@ class FeatureStream:
                 if self.stop is not None and number >= self.stop:
                     return
                 batch = merge.batch(number)
+                self.counts.batches += 1
+                self.counts.rows += len(batch)
                 if begin.row and number == begin.batch:
                     batch = batch.rows(min(begin.row, len(batch)), len(batch))
                 yield batch
@@ -236,92 +267,5 @@ class FeatureStream:
                 self._open = None
 
 
-class _Merge:
-    """The open lanes of one iteration: takes batch after batch from them, in any ascending order."""
-
-    def __init__(self, stream: FeatureStream, source: RecordSource, stack: ExitStack) -> None:
-        self._stream = stream
-        self._source = source
-        self._stack = stack
-        self._layout = stream.manifest.layout
-        self._lanes = Lanes(source, self._layout, stream._topics)
-        self._readers: dict[tuple[str, int], LaneReader] = {}
-        self._expected: dict[tuple[str, int], int] = {}
-
-    def batch(self, number: int) -> FeatureBatch:
-        """Return one batch, joined over the taps."""
-        return join([self._record(topic, number) for topic in self._stream._topics])
-
-    def _record(self, topic: str, number: int) -> Record:
-        lane = self._layout.lane_of(number)
-        place = (topic, lane)
-        if place not in self._readers:
-            # A lane is opened when it is first needed: a shard reads only its own.
-            known = self._stream._found.get((topic, lane, number))
-            offset = self._lanes.offset_of(topic, lane, number) if known is None else known
-            reader = self._source.read(topic, lane, offset)
-            self._stack.callback(reader.close)
-            self._readers[place] = reader
-            self._expected[place] = number
-        while True:
-            raw = self._poll(place, number)
-            self._stream.offsets[place] = raw.offset + 1
-            try:
-                headers = parse_headers(raw.headers)
-                if headers.fingerprint != self._stream.manifest.fingerprint:
-                    raise FingerprintError(
-                        f"record at {topic}, lane {lane}, offset {raw.offset} belongs to fingerprint "
-                        f'{headers.fingerprint}, but stream "{self._stream.stream}" has '
-                        f"{self._stream.manifest.fingerprint}",
-                        hint="another stream was written to this topic; publish under a new name",
-                    )
-                if headers.batch < self._expected[place]:
-                    self._stream.duplicates += 1
-                    continue
-                if headers.batch > self._expected[place]:
-                    raise HoleError(
-                        f"batch {self._expected[place]} is missing from {topic}, lane {lane}: "
-                        f"offset {raw.offset} holds batch {headers.batch}",
-                        hint="the log has lost records; read around it with --from and --until, or publish anew",
-                        batch=self._expected[place],
-                    )
-                self._expected[place] += self._layout.lanes
-                if headers.batch < number:
-                    continue  # another shard's
-                if raw.value is None:
-                    raise RecordError("a tombstone, where a batch should be")
-                record = open_record(raw.value, (raw.topic, raw.lane, raw.offset))
-                if record.batch != number or record.tap != self._tap_of(topic):
-                    raise RecordError(
-                        f"its headers say batch {number} of tap {self._tap_of(topic)}, its value says batch "
-                        f"{record.batch} of tap {record.tap}"
-                    )
-                check_agrees(record, self._stream.manifest)
-                return record
-            except RecordError as error:
-                raise error.at(raw.topic, raw.lane, raw.offset) from error
-
-    def _tap_of(self, topic: str) -> str:
-        return topic.removeprefix(self._stream.stream + ".")
-
-    def _poll(self, place: tuple[str, int], number: int) -> LogRecord:
-        waited = 0.0
-        reader = self._readers[place]
-        while True:
-            began = time.monotonic()
-            try:
-                raw = reader.poll(POLL_S)
-            except GoneError as error:
-                earliest = self._lanes.earliest()
-                raise GoneError(
-                    f"retention has deleted batch {number} of {place[0]} before it was read",
-                    hint=f"what is left begins at batch:{earliest}; read faster, or make the retention longer",
-                    first_left=earliest,
-                ) from error
-            if raw is not None:
-                return raw
-            waited += time.monotonic() - began
-            if self._stream._lease is not None:
-                self._stream._lease.nudge()
-            if self._stream._on_wait is not None:
-                self._stream._on_wait(waited)
+def _warn(line: Line) -> None:
+    _log.warning("%s", line.removeprefix(WARNING), extra={"facts": line.facts})

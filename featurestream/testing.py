@@ -328,6 +328,7 @@ def _hostile_fields() -> list[Hostile]:
         but("stream", "../../etc", "cannot name a stream"),
         but("tap", "", "cannot name a tap"),
         but("tap", "manifest", "cannot name a tap"),
+        but("tap", "experiments", "cannot name a tap"),
         but("fingerprint", "", "is not a fingerprint"),
         but("fingerprint", "f" * 65, "is not a fingerprint"),
         but("batch", 2**53, "batch of a record is 9007199254740992"),

@@ -31,6 +31,26 @@ def tap_topic_settings(*, retention_ms: int, retention_bytes: int, lanes: int) -
     }
 
 
+def experiments_topic_settings() -> dict[str, str]:
+    """Return the settings of a run registry: compacted soon, because a running experiment is written every second.
+
+    Nothing expires: what a finished run came to stays until it is forgotten. A tombstone stays a day, so that whoever
+    follows the topic and looks once a day sees it.
+    """
+    return {
+        "cleanup.policy": "compact",
+        "segment.bytes": str(8 * 2**20),
+        "segment.ms": "600000",
+        "min.cleanable.dirty.ratio": "0.1",
+        "max.compaction.lag.ms": "3600000",
+        "delete.retention.ms": str(DAY_MS),
+        "max.message.bytes": "1048588",
+        "message.timestamp.type": "LogAppendTime",
+        "compression.type": "producer",
+        "unclean.leader.election.enable": "false",
+    }
+
+
 def manifest_topic_settings() -> dict[str, str]:
     """Return the settings of a manifest's topic: compacted soon, because heartbeats would fill it slowly."""
     return {

@@ -1,5 +1,5 @@
-"""Write the JSON Schemas of the values of `<stream>.manifest` from the models in featurestream/manifest.py
-and featurestream/health.py.
+"""Write the JSON Schemas of the values of `<stream>.manifest` and `<stream>.experiments` from the models in
+featurestream/manifest.py, health.py, experiments.py and validation.py.
 
 Run it after a change there, and look at the difference: a field that is gone, or means something else, breaks readers
 in other languages (README.md, "How it evolves"). `feature-record-v1.schema.json` is written by hand.
@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from featurestream.experiments import MetricsChunk, RunRecord
 from featurestream.health import Canary, Health
 from featurestream.manifest import End, Lease, Manifest, PassRecord, Request, RetentionWarning, Share
+from featurestream.validation import Validation
 
 MODELS = {
     "manifest": Manifest,
@@ -23,6 +25,9 @@ MODELS = {
     "health": Health,
     "retention": RetentionWarning,
     "request": Request,
+    "run": RunRecord,
+    "metrics": MetricsChunk,
+    "validation": Validation,
 }
 
 

@@ -11,11 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from featurestream.errors import DataError, UsageError, nearest
+from featurestream.experiments import Experiment as Registered
 from featurestream_consumer.comparison_text import markdown_table
 from featurestream_consumer.files import write_atomically
 from featurestream_consumer.lineage import Lineage
 from featurestream_consumer.metrics import METRICS, higher_is_better
-from featurestream_consumer.paired import SCORES_NAME, Pair, RunScores, Unpaired, compare_pairs, read_scores
+from featurestream_consumer.paired import (
+    SCORES_NAME,
+    Pair,
+    RowValues,
+    RunScores,
+    Unpaired,
+    compare_pairs,
+    read_scores,
+)
 from featurestream_consumer.reporters.console import PLACE
 from featurestream_consumer.reporters.jsonl import FILE_NAME, read_rows
 from featurestream_consumer.runs import RECORD_NAME, read_record
@@ -39,6 +48,8 @@ class RunSummary:
         history: the rows of validation metrics, in the order of their steps.
         training: the rows of training metrics, likewise: means over the steps since the row before.
         lineage: where it comes from; None for a run that was not forked.
+        registered: what the run registry says of it; None for one whose run folder is at hand. ``folder`` is then a
+            name and no place.
     """
 
     folder: Path
@@ -48,6 +59,7 @@ class RunSummary:
     history: list[dict[str, Any]] = field(default_factory=list)
     training: list[dict[str, Any]] = field(default_factory=list)
     lineage: Lineage | None = None
+    registered: Registered | None = None
 
     @property
     def name(self) -> str:
@@ -93,7 +105,7 @@ def load_runs(paths: Iterable[Path]) -> list[RunSummary]:
         if (path / RECORD_NAME).is_file():
             folders.append(path)
             continue
-        inside = sorted(record.parent for record in path.glob(f"*/{RECORD_NAME}")) if path.is_dir() else []
+        inside = sorted(record.parent for record in path.glob(f"*/{RECORD_NAME}"))
         if not inside:
             raise _not_a_run(path)
         folders += inside
@@ -101,6 +113,11 @@ def load_runs(paths: Iterable[Path]) -> list[RunSummary]:
         raise UsageError("there is no run to compare", hint="name run folders, or the folder that holds them")
     found = {folder.resolve(): folder for folder in folders}
     return [load_run(folder) for folder in found.values()]
+
+
+def holds_runs(path: Path) -> bool:
+    """Tell whether a path is a run folder, or a folder of run folders."""
+    return (path / RECORD_NAME).is_file() or any(path.glob(f"*/{RECORD_NAME}"))
 
 
 def load_run(folder: Path) -> RunSummary:
@@ -252,14 +269,43 @@ def best_first(runs: Sequence[RunSummary], metric: str | None) -> list[RunSummar
     return sorted(runs, key=order)
 
 
-def _judged(runs: Sequence[RunSummary], metric: str | None) -> list[RunScores | Unpaired]:
+def registered_run(experiment: Registered, *, now_ms: int) -> RunSummary:
+    """Return a run that the registry knows; ``now_ms`` decides whether one that runs counts as lost."""
+    run = experiment.run
+    record = {
+        **run.model_dump(
+            mode="json", include={"id", "reason", "config", "fingerprint", "validation_fingerprint", "start"}
+        ),
+        **run.model_dump(mode="json", include={"stop", "epoch", "step", "passes", "rereads", "main_metric"}),
+        "name": experiment.label,
+        "state": experiment.state_at(now_ms),
+    }
+    if run.lineage is not None:
+        record["lineage"] = run.lineage
+    metrics = {name: value for name, value in run.metrics.items() if value is not None}
+    rows = [dict(row) for row in experiment.rows]
+    return RunSummary(
+        Path(run.stream) / experiment.label,
+        record,
+        metrics,
+        run.main_metric or next(iter(metrics), None),
+        [row for row in rows if row["kind"] == "validation"],
+        [row for row in rows if row["kind"] == "train"],
+        Lineage.of(record),
+        experiment,
+    )
+
+
+def _judged(runs: Sequence[RunSummary], metric: str | None) -> list[RunScores | RowValues | Unpaired]:
     return [_scores(run, metric) for run in runs]
 
 
-def _scores(run: RunSummary, metric: str | None) -> RunScores | Unpaired:
+def _scores(run: RunSummary, metric: str | None) -> RunScores | RowValues | Unpaired:
     """Return what a run said of every validation row, or why there is nothing that could be compared."""
     if not run.validated:
         return Unpaired(run.name, "it was not validated")
+    if run.registered is not None:
+        return _registered_values(run.name, run.registered, metric)
     if not (run.folder / SCORES_NAME).is_file():
         finished = run.record["state"] == "finished"
         return Unpaired(run.name, f"it has no {SCORES_NAME}" if finished else "it has not finished")
@@ -274,7 +320,22 @@ def _scores(run: RunSummary, metric: str | None) -> RunScores | Unpaired:
     return scores
 
 
-def _differences(pairs: Sequence[Pair], judged: Sequence[RunScores | Unpaired]) -> list[dict[str, Any]]:
+def _registered_values(name: str, experiment: Registered, metric: str | None) -> RowValues | Unpaired:
+    """Return what the registry has of every validation row, or why it has nothing."""
+    run, validation = experiment.run, experiment.validation
+    if run.state != "finished":
+        return Unpaired(name, "it has not finished")
+    if metric is None or metric not in run.metrics:
+        return Unpaired(name, f"it has no {metric}")
+    values = None if validation is None else validation.values_of(metric)
+    if validation is None or values is None:
+        full = run.validation == "left out" or (validation is not None and metric in validation.left_out)
+        why = "they do not fit into a record" if full else "it never came, or rows have no values of their own"
+        return Unpaired(name, f"the run registry has no {metric} of its rows ({why}); compare the run folders")
+    return RowValues(name, validation.indices(), validation.labels, values, validation.fingerprint, metric)
+
+
+def _differences(pairs: Sequence[Pair], judged: Sequence[RunScores | RowValues | Unpaired]) -> list[dict[str, Any]]:
     """Return what the table says of each of the runs ``judged``, best first, from all of their pairs."""
     found = dict(zip(combinations(range(len(judged)), 2), pairs, strict=True))
     rows: list[dict[str, Any]] = []
@@ -303,7 +364,9 @@ def _differences(pairs: Sequence[Pair], judged: Sequence[RunScores | Unpaired]) 
     return rows
 
 
-def _first_reason(run: RunScores, pairs: Sequence[Pair], judged: Sequence[RunScores | Unpaired]) -> str | None:
+def _first_reason(
+    run: RunScores | RowValues, pairs: Sequence[Pair], judged: Sequence[RunScores | RowValues | Unpaired]
+) -> str | None:
     """Return why a run with scores fits no other run with scores; None where there is no other."""
     without = {one.name for one in judged if isinstance(one, Unpaired)}
     for pair in pairs:

@@ -125,6 +125,8 @@ class Experiment:
         evaluation: of the epoch that ended last, where there is a validation stream.
         error: why it stopped before its end, if it has.
         result: what it came to, once it has ended.
+        reported: the metrics reported last, by kind of row ("train", "validation").
+        saved_at: when its last checkpoint was written; when this process opened it where there is none (monotonic, s).
     """
 
     config: TrainConfig
@@ -140,6 +142,8 @@ class Experiment:
     evaluation: Evaluation | None = None
     error: DivergedError | None = None
     result: Result | None = None
+    reported: dict[str, dict[str, float]] = field(default_factory=dict, repr=False)
+    saved_at: float = field(default_factory=time.monotonic, repr=False)
     saved: tuple[int, int] | None = field(default=None, repr=False)
 
     @classmethod
@@ -206,6 +210,7 @@ class Experiment:
     def report(self, kind: str, metrics: dict[str, float]) -> None:
         """Give a row of metrics to the reporters, none where there are no metrics."""
         if metrics:
+            self.reported[kind] = metrics
             place = {
                 "step": self.trainer.step_count,
                 "epoch": self.epoch,
@@ -236,7 +241,7 @@ class Experiment:
         save_checkpoint(
             self.run.checkpoints, self.trainer.step_count, state, keep=self.config.keep_checkpoints
         )  # fmt: skip
-        self.saved = place
+        self.saved, self.saved_at = place, time.monotonic()
         return True
 
     def finish(self) -> Result:

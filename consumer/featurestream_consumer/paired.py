@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featurestream.errors import DataError, UsageError
+from featurestream.validation import labels_checksum
 from featurestream_consumer.runs import read_record
 
 SCORES_NAME: Final = "validation.npz"
@@ -115,6 +116,24 @@ class RunScores:
             right = (self.scores > 0) == (targets > 0.5)
             return np.asarray(right[:, 0] if right.shape[1] == 1 else right.mean(1))
         return np.asarray(np.square(self.scores.astype(np.float64) - targets).mean(1))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowValues:
+    """How good a run was on every validation row, where its scores are not at hand: what a run registry holds.
+
+    Attributes:
+        name, index, fingerprint, measure: as those of :class:`RunScores`; the indices never fall.
+        labels: the checksum of the rows' labels (:func:`featurestream.validation.labels_checksum`).
+        values: (rows,) bool or float64, what :meth:`RunScores.row_values` returned.
+    """
+
+    name: str
+    index: NDArray[np.int64]
+    labels: str
+    values: NDArray[Any]
+    fingerprint: str
+    measure: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,7 +381,7 @@ def read_scores(folder: Path, measure: str | None = None) -> RunScores:
 
 
 def compare_pairs(
-    runs: Sequence[RunScores | Unpaired],
+    runs: Sequence[RunScores | RowValues | Unpaired],
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -407,22 +426,26 @@ def compare_pairs(
 class _Sorted:
     """A run's rows by sample index, and how good each sample is."""
 
-    run: RunScores
+    run: RunScores | RowValues
     index: NDArray[np.int64]
-    label: NDArray[Any]
+    labels: str  # their checksum
     values: NDArray[Any]  # (samples,) bool or float64
     finite: bool
 
     @classmethod
-    def of(cls, run: RunScores) -> _Sorted:
+    def of(cls, run: RunScores | RowValues) -> _Sorted:
+        if isinstance(run, RowValues):
+            return cls._of(run, run.index, run.labels, run.values)
         order = np.argsort(run.index, kind="stable")
-        index = run.index[order]
-        values = run.row_values()[order]
+        found = cls._of(run, run.index[order], labels_checksum(run.label[order]), run.row_values()[order])
+        return found if np.isfinite(run.scores).all() else replace(found, finite=False)
+
+    @classmethod
+    def _of(cls, run: RunScores | RowValues, index: NDArray[np.int64], labels: str, values: NDArray[Any]) -> _Sorted:
         _, first, rows = np.unique(index, return_index=True, return_counts=True)
         if len(first) < len(index):
             values = np.add.reduceat(values.astype(np.float64), first) / rows
-        finite = bool(np.isfinite(run.scores).all()) and bool(np.isfinite(values).all())
-        return cls(run, index, run.label[order], values, finite)
+        return cls(run, index, labels, values, bool(np.isfinite(values).all()))
 
 
 @dataclass(eq=False)
@@ -504,7 +527,7 @@ def _why_not(a: _Sorted | Unpaired, b: _Sorted | Unpaired) -> str | None:
         return f"validated on other numbers of views ({len(a.index)} and {len(b.index)} rows)"
     if not len(a.index):
         return "no sample was validated"
-    if not np.array_equal(a.label, b.label, equal_nan=a.label.dtype.kind == "f"):
+    if a.labels != b.labels:
         return "validated with other labels"
     for run in (a, b):
         if not run.finite:

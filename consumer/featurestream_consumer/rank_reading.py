@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,10 +20,12 @@ from featurestream.ports import Log
 from featurestream.position import Position
 from featurestream.reader_lease import ReaderPlace
 from featurestream.stream import FeatureStream
+from featurestream.telemetry import Telemetry
 from featurestream_consumer.config import TrainConfig
 from featurestream_consumer.epochs import EpochPlan
 from featurestream_consumer.experiment import Experiment, Result, Sizes
 from featurestream_consumer.labels import LabelFiles, Labels
+from featurestream_consumer.monitor import export
 from featurestream_consumer.normalization import build_normalization
 from featurestream_consumer.rank_records import RankBatch, RankRecords, RankRegrouper
 from featurestream_consumer.rank_step import RankStep, check_splittable
@@ -127,6 +130,10 @@ class RankReading(SharedReading):
         """Return what the lease says: rank 0 holds it for all."""
         return super()._place() if self._ranks.leads else None
 
+    def _registered(self) -> AbstractContextManager[object]:
+        """Return what writes the experiment into the run registry: rank 0 does."""
+        return super()._registered() if self._ranks.leads else nullcontext()
+
     def _heed_signals(self) -> None:
         """Do nothing: a rank that stopped at a record of its own would leave the others waiting; see RankRecords."""
 
@@ -155,12 +162,13 @@ class RankReading(SharedReading):
         regrouper = RankRegrouper(experiment.config.batch_size)
         with self._open(experiment.config.taps, start, stop) as stream:
             records = self._share_of(stream)
-            for record in records:
+            for record in self._timed(records):
                 self._offsets |= records.offsets
-                for batch in regrouper.add(record):
-                    self._train_on(batch)
-                    if not experiment.going:
-                        return
+                with self.clock.stage("train"):
+                    for batch in regrouper.add(record):
+                        self._train_on(batch)
+                        if not experiment.going:
+                            return
                 if self._bar is not None:
                     self._bar.advance(record.rows, **self._facts())
         for batch in regrouper.rest():
@@ -196,6 +204,7 @@ class RankReading(SharedReading):
         with FeatureStream(
             self._validation, taps, stop="pass:1", log=self._log, on_wait=self._on_wait(self._validation)
         ) as stream:
+            stream.counts = self.counts[self._validation]
             for record in self._share_of(stream):
                 own = _relabelled(record.own, experiment.labels.validation)
                 if not record.rows or own is None or diverged is not None:
@@ -288,7 +297,14 @@ def lead(
 
 
 def follow(
-    config: TrainConfig, log: Log, manifest: Manifest, sizes: Sizes, ranks: Ranks, *, labels: LabelFiles
+    config: TrainConfig,
+    log: Log,
+    manifest: Manifest,
+    sizes: Sizes,
+    ranks: Ranks,
+    *,
+    labels: LabelFiles,
+    telemetry: Telemetry | None = None,
 ) -> Result:
     """Train the experiment that rank 0 leads, as one of the others, and return its result. Nothing is written."""
     told: Beginning | Result | None = ranks.share(None)
@@ -316,6 +332,7 @@ def follow(
         position=told.position,
     )
     reading = RankReading(experiment, log, manifest, ranks, say=lambda _: None, progress=None)
+    export(reading, telemetry)
     reading.train()
     if experiment.error is not None:
         raise experiment.error

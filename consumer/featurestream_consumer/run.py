@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 
+from featurestream.logs import Line
 from featurestream.manifest_topic import require_manifest
 from featurestream.ports import Log
 from featurestream.stream import FeatureStream
+from featurestream.telemetry import Telemetry
 from featurestream_consumer.build import check_config
 from featurestream_consumer.config import TrainConfig
 from featurestream_consumer.epochs import EpochPlan
 from featurestream_consumer.experiment import Experiment, Result, Sizes
 from featurestream_consumer.label_check import check_labels, labelled_samples, recorded_facts
 from featurestream_consumer.labels import open_labels
+from featurestream_consumer.monitor import export
 from featurestream_consumer.normalization import build_normalization
 from featurestream_consumer.optimizers import check_scheduler
 from featurestream_consumer.rank_reading import check_ranks, follow, lead
@@ -33,6 +36,7 @@ def train(
     say: Callable[[str], None] = lambda _: None,
     progress: bool = False,
     ranks: Ranks | None = None,
+    telemetry: Telemetry | None = None,
 ) -> Result:
     """Train one experiment, or go on with it where its run folder holds it unfinished.
 
@@ -46,6 +50,7 @@ def train(
         say: takes lines for the user.
         progress: show a bar (plain lines where standard error is no terminal).
         ranks: the processes that train it together, each of which calls this; None: this one alone.
+        telemetry: takes what can be said of the run while it lasts.
 
     Raises:
         UsageError: for names, arguments and labels that do not fit, before anything is read.
@@ -64,7 +69,7 @@ def train(
         config = config.model_copy(update={"device": ranks.device})
         check_ranks(config, manifest, sizes, ranks, say)
         if not ranks.leads:
-            return follow(config, log, manifest, sizes, ranks, labels=files)
+            return follow(config, log, manifest, sizes, ranks, labels=files, telemetry=telemetry)
     folder = config.runs / config.name
     record = None
     if (folder / RECORD_NAME).exists():
@@ -92,7 +97,9 @@ def train(
         )  # fmt: skip
         if experiment.resumed:
             trainer = experiment.trainer
-            say(f"going on at step {trainer.step_count}, epoch {experiment.epoch}, {experiment.position}")
+            step, epoch, position = trainer.step_count, experiment.epoch, experiment.position
+            line = f"going on at step {step}, epoch {epoch}, {position}"
+            say(Line(line, step=step, epoch=epoch, batch=position.batch))
         title = config.name if progress else None
         reading = (
             SharedReading([experiment], log, manifest, say=say, progress=title)
@@ -100,6 +107,7 @@ def train(
             else lead(experiment, log, manifest, ranks, say=say, progress=title)
         )
         lines.say = reading.say
+        export(reading, telemetry)
         reading.train()
         if experiment.error is not None:
             raise experiment.error

@@ -20,6 +20,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
@@ -60,7 +61,8 @@ PACKAGES: Final = ("featurestream", "torch", "numpy", "confluent-kafka", "safete
 class Run:
     """A run folder that this process holds; made by :func:`open_run`, closed by leaving ``with``.
 
-    The record has these keys from the beginning: ``format``, ``name``, ``state`` ("running", "stopped" or "finished"),
+    The record has these keys from the beginning: ``format``, ``name``, ``id`` (12 hexadecimal digits, which tell it
+    from other runs of its name), ``state`` ("running", "stopped" or "finished"),
     ``reason``, ``config``, ``fingerprint``, ``validation_fingerprint``, ``started``, ``finished`` and ``sessions`` (one
     a process that worked on it, with library versions); ``start``, ``step``, ``epoch``, ``end``, ``metrics`` and
     ``main_metric`` come with :meth:`update` and :meth:`finish`. A fork has ``lineage`` and ``fork`` besides; see
@@ -253,7 +255,8 @@ def _open_held(
     check_run(folder, record, config, fingerprint, validation_fingerprint)
     run = Run(folder, record, lock, resumed=True)
     if not run.finished:
-        run.update(state="running", reason=None, sessions=[*record["sessions"], _session()])
+        identity = record.get("id") or new_id()  # run folders of earlier versions have none
+        run.update(id=identity, state="running", reason=None, sessions=[*record["sessions"], _session()])
     return run
 
 
@@ -292,6 +295,7 @@ def new_record(config: TrainConfig, fingerprint: str, validation_fingerprint: st
     return {
         "format": FORMAT,
         "name": config.name,
+        "id": new_id(),
         "state": "running",
         "reason": None,
         "config": config.record(),
@@ -301,6 +305,11 @@ def new_record(config: TrainConfig, fingerprint: str, validation_fingerprint: st
         "finished": None,
         "sessions": [],
     }
+
+
+def new_id() -> str:
+    """Return what tells a run from others of its name: 12 random hexadecimal digits."""
+    return secrets.token_hex(6)
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

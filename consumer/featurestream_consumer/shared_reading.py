@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,12 +23,15 @@ from torch import Tensor
 from featurestream.batch import FeatureBatch, Regrouper
 from featurestream.errors import BrokerError, DataError, DivergedError, FingerprintError
 from featurestream.interrupts import stop_on_signals
+from featurestream.logs import Line
 from featurestream.manifest import Manifest
 from featurestream.names import tap_topic
 from featurestream.ports import Log
 from featurestream.position import Position
 from featurestream.progress import Progress
+from featurestream.read_counts import ReadCounts
 from featurestream.reader_lease import ReaderLease, ReaderPlace
+from featurestream.retention_watch import RetentionWatch
 from featurestream.seek import Lanes
 from featurestream.stream import FeatureStream
 from featurestream_consumer.epochs import EpochPlan
@@ -38,8 +42,12 @@ from featurestream_consumer.labels import LabelFiles, Labels
 from featurestream_consumer.metrics import higher_is_better
 from featurestream_consumer.normalization import Normalization
 from featurestream_consumer.reporters.console import format_metric
+from featurestream_consumer.reporters.registry import RegistryReporter
+from featurestream_consumer.stage_clock import StageClock
 from featurestream_consumer.trainer import Evaluation, Evaluator, Once, Trainer
 from featurestream_consumer.waiting import Waiting
+
+T = TypeVar("T")
 
 #: At the ends of epochs, checkpoints may cost one part in so many of the time since the last ones.
 CHECKPOINT_SHARE = 20
@@ -130,6 +138,12 @@ class SharedReading:
         manifest: the stream's.
         say: takes lines for the user.
         progress: show a bar under this title; None shows none.
+
+    Attributes:
+        stream: the stream's name.
+        counts: what was read, by stream: of this one, and of the validation stream.
+        watch: how near retention is to what the experiment furthest behind reads next.
+        clock: where the time goes.
     """
 
     def __init__(
@@ -146,7 +160,7 @@ class SharedReading:
         self._log = log
         self._manifest = manifest
         self._plan: EpochPlan = experiments[0].plan
-        self._stream = experiments[0].config.stream
+        self.stream = experiments[0].config.stream
         self._validation = experiments[0].config.validate_stream
         self._say = say
         self._title = progress
@@ -160,7 +174,10 @@ class SharedReading:
         self._bar: Progress | None = None
         self._interrupted = threading.Event()
         self._kept = {experiment: experiment.position for experiment in experiments}  # where a restart would go on
-        self._lease = ReaderLease(log, self._stream, self._place)
+        self._lease = ReaderLease(log, self.stream, self._place)
+        self.counts = {name: ReadCounts() for name in (self.stream, self._validation) if name is not None}
+        self.watch = RetentionWatch(log, manifest, self._place, self.say)
+        self.clock = StageClock()
 
     def train(self) -> None:
         """Train until every experiment has finished or diverged. An error of the stream's ends all of them.
@@ -168,8 +185,12 @@ class SharedReading:
         In the main thread, the first SIGINT or SIGTERM ends it with KeyboardInterrupt between two records, or while it
         waits for one.
         """
-        with self._lease:
+        with self._lease, self._registered(), self.watch:
             self._train()
+
+    def _registered(self) -> AbstractContextManager[object]:
+        """Return what writes the experiments into the stream's run registry meanwhile."""
+        return RegistryReporter(self._log, self.stream, self.experiments, say=self.say)
 
     def _train(self) -> None:
         self._say_how_often()
@@ -210,8 +231,18 @@ class SharedReading:
             raise KeyboardInterrupt
 
     def _records_of(self, stream: FeatureStream) -> Iterator[FeatureBatch]:
-        for record in stream:
+        for record in self._timed(stream):
             self._heed_signals()
+            yield record
+
+    def _timed(self, records: Iterable[T]) -> Iterator[T]:
+        """Yield records as they come, and count the time that they take."""
+        found = iter(records)
+        while True:
+            with self.clock.stage("read"):
+                record = next(found, None)
+            if record is None:
+                return
             yield record
 
     def _note(self, text: str) -> None:
@@ -222,15 +253,16 @@ class SharedReading:
 
     def _open(self, taps: Sequence[str], start: Position, stop: int) -> FeatureStream:
         stream = FeatureStream(
-            self._stream, taps, start=start, stop=Position(stop), log=self._log,
-            on_wait=self._on_wait(self._stream),
+            self.stream, taps, start=start, stop=Position(stop), log=self._log,
+            on_wait=self._on_wait(self.stream),
         )  # fmt: skip
         if stream.manifest.fingerprint != self._manifest.fingerprint:
             raise FingerprintError(
-                f'stream "{self._stream}" had fingerprint {self._manifest.fingerprint} and now has '
+                f'stream "{self.stream}" had fingerprint {self._manifest.fingerprint} and now has '
                 f"{stream.manifest.fingerprint}",
                 hint="it was made anew while this experiment ran; train under another --name",
             )
+        stream.counts = self.counts[self.stream]
         self._offsets |= stream.offsets
         self._lease.beat()
         return stream
@@ -241,7 +273,7 @@ class SharedReading:
         if not reading:
             return None
         slowest = min(reading, key=lambda experiment: experiment.position)
-        topics = {tap_topic(self._stream, tap) for tap in slowest.config.taps}
+        topics = {tap_topic(self.stream, tap) for tap in slowest.config.taps}
         return ReaderPlace(
             slowest.config.name,
             slowest.position.batch,
@@ -278,7 +310,7 @@ class SharedReading:
             return
         source = self._log.source()
         try:
-            topics = [tap_topic(self._stream, tap) for tap in _taps_of(self.experiments)]
+            topics = [tap_topic(self.stream, tap) for tap in _taps_of(self.experiments)]
             lanes = Lanes(source, self._plan.layout, topics)
             plan = self._plan.choose(complete=lanes.next_missing(), earliest=lanes.earliest())
         finally:
@@ -288,7 +320,8 @@ class SharedReading:
                 experiment.go_on_with(plan)
         if plan.rereads(epoch) and not self._plan.rereads(epoch - 1) and epoch < self._most_epochs:
             why = "there is no other" if plan.next_pass is None else "the next one is not there yet"
-            self.say(f"epoch {epoch} reads pass {plan.segment(epoch).pass_number} again: {why}")
+            number = plan.segment(epoch).pass_number
+            self.say(Line(f"epoch {epoch} reads pass {number} again: {why}", epoch=epoch, **{"pass": number}))
         self._plan = plan
 
     def _take_statistics(self) -> None:
@@ -325,15 +358,17 @@ class SharedReading:
             for record in self._records_of(stream):
                 self._offsets |= stream.offsets
                 relabelled = _Relabelled(record)
-                for share in shares:
-                    for rows in relabelled.of(share.labels):
-                        for batch in share.add(rows):
-                            self._step(batch, share)
+                with self.clock.stage("train"):
+                    for share in shares:
+                        for rows in relabelled.of(share.labels):
+                            for batch in share.add(rows):
+                                self._step(batch, share)
                 if self._bar is not None:
                     self._bar.advance(len(record), **self._facts())
-        for share in shares:
-            for batch in share.regrouper.rest():
-                self._step(batch, share)
+        with self.clock.stage("train"):
+            for share in shares:
+                for batch in share.regrouper.rest():
+                    self._step(batch, share)
 
     def _shares(self, experiments: Iterable[Experiment]) -> list[_Share]:
         starts: dict[tuple[int, LabelFiles], Position] = {}
@@ -383,7 +418,7 @@ class SharedReading:
         """Train every unit of a share on a batch, those that are ahead of it excepted."""
         if len(batch) == 0:
             return
-        rows = BatchRows(batch, self._stream)
+        rows = BatchRows(batch, self.stream)
         place = f"batch {batch.position.batch}"
         for unit in share.units:
             if not unit.trainers:
@@ -417,13 +452,16 @@ class SharedReading:
         experiment.stop(error)
         if len(self.experiments) > 1:
             left = sum(other.going for other in self.experiments)
-            self.say(f"{experiment.config.name} stopped: {error.message}; the other {left} go on")
+            name = experiment.config.name
+            line = f"{name} stopped: {error.message}; the other {left} go on"
+            self.say(Line(line, experiment=name, step=error.step, batch=experiment.position.batch))
 
     def _end_epoch(self, experiments: Sequence[Experiment]) -> None:
         for units in self._units.values():
             for unit in units:
                 unit.sync()
-        evaluations = self._validate(experiments)
+        with self.clock.stage("validate"):
+            evaluations = self._validate(experiments)
         if experiments:
             # Also after the last epoch: its checkpoint says where the next one would begin, should there be one.
             self._know(experiments[0].epoch + 1)
@@ -442,7 +480,9 @@ class SharedReading:
         late = [experiment for experiment in experiments if experiment.evaluation is None]
         if late and self._validation is not None:
             self._form_units(late)
-            for experiment, evaluation in self._validate(late).items():
+            with self.clock.stage("validate"):
+                evaluations = self._validate(late)
+            for experiment, evaluation in evaluations.items():
                 experiment.evaluation = evaluation
         gone = {experiment.trainer for experiment in experiments}
         for key, units in self._units.items():
@@ -472,6 +512,7 @@ class SharedReading:
             log=self._log,
             on_wait=self._on_wait(self._validation),
         ) as stream:
+            stream.counts = self.counts[self._validation]
             keys = dict.fromkeys((experiment.config.batch_size, experiment.labels) for experiment in experiments)
             shares = [
                 _Share(size, labels.validation, self._units_of(size, labels), stream.start) for size, labels in keys
@@ -518,13 +559,14 @@ class SharedReading:
     def _checkpoint(self, experiments: Iterable[Experiment]) -> None:
         """Write every experiment's checkpoint, then show the positions to Kafka's tools."""
         began = time.monotonic()
-        for units in self._units.values():
-            for unit in units:
-                unit.sync()
-        for experiment in experiments:
-            if experiment.save():
-                self._kept[experiment] = experiment.position
-                self._commit(experiment)
+        with self.clock.stage("checkpoint"):
+            for units in self._units.values():
+                for unit in units:
+                    unit.sync()
+            for experiment in experiments:
+                if experiment.save():
+                    self._kept[experiment] = experiment.position
+                    self._commit(experiment)
         self._checkpointed_at = time.monotonic()
         self._checkpoint_cost_s = self._checkpointed_at - began
 
@@ -554,10 +596,13 @@ class SharedReading:
         }
         if values:
             best = (max if higher_is_better(metric) else min)(values, key=lambda experiment: values[experiment])
-            self.say(
-                f"epoch {best.epoch}: best of {len(values)} is {best.config.name} with validation {metric} "
+            name = best.config.name
+            line = (
+                f"epoch {best.epoch}: best of {len(values)} is {name} with validation {metric} "
                 f"{format_metric(metric, values[best])}"
             )
+            facts = {"epoch": best.epoch, "batch": best.position.batch, metric: values[best]}
+            self.say(Line(line, experiment=name, **facts))
 
     def _facts(self) -> dict[str, float]:
         losses = [experiment.trainer.last_loss for experiment in self.experiments if experiment.going]

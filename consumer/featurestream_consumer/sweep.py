@@ -10,9 +10,11 @@ from functools import partial
 from typing import Any
 
 from featurestream.errors import DivergedError, RunMismatchError, UsageError
+from featurestream.logs import Line
 from featurestream.manifest import Manifest
 from featurestream.manifest_topic import require_manifest
 from featurestream.ports import Log
+from featurestream.telemetry import Telemetry
 from featurestream_consumer.build import check_config
 from featurestream_consumer.config import TrainConfig
 from featurestream_consumer.epochs import EpochPlan
@@ -20,6 +22,7 @@ from featurestream_consumer.experiment import Experiment, Result, Sizes
 from featurestream_consumer.group import shape_key
 from featurestream_consumer.label_check import check_labels, labelled_samples, recorded_facts
 from featurestream_consumer.labels import Cache, LabelFiles, open_labels
+from featurestream_consumer.monitor import export
 from featurestream_consumer.normalization import Normalization, build_normalization
 from featurestream_consumer.reporters import default_reporters
 from featurestream_consumer.run import find_range, settle
@@ -142,12 +145,14 @@ def run_sweep(
     *,
     say: Callable[[str], None] = lambda _: None,
     progress: str | None = None,
+    telemetry: Telemetry | None = None,
 ) -> list[Outcome]:
     """Train what the plan holds, in its order, and go on with what was begun; finished and diverged runs are left.
 
     Stopped at any moment, also by SIGKILL, and called again with the same plan, every head has the weights of an
-    undisturbed run (bit for bit on the CPU). ``progress`` is the title of a bar. Raises DivergedError when every
-    experiment has diverged, and what the stream or the disk raises.
+    undisturbed run (bit for bit on the CPU). ``progress`` is the title of a bar; ``telemetry`` takes what can be said
+    of the experiments while they run. Raises DivergedError when every experiment has diverged, and what the stream or
+    the disk raises.
     """
     done: dict[str, Outcome] = {}
     opened: list[Experiment] = []
@@ -184,6 +189,7 @@ def run_sweep(
         if opened:
             reading = SharedReading(opened, log, plan.manifest, say=say, progress=progress)
             lines.say = reading.say
+            export(reading, telemetry)
             reading.train()
     for experiment in opened:
         reason = None if experiment.error is None else str(experiment.error)
@@ -197,7 +203,7 @@ def run_sweep(
 
 
 def _say_of(name: str, say: Callable[[str], None], sentence: str) -> None:
-    say(f"{name}: {sentence}")
+    say(Line(f"{name}: {sentence}", experiment=name))
 
 
 def _say_where(opened: Sequence[Experiment], done: dict[str, Outcome], say: Callable[[str], None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from featurestream.logs import Line
 from featurestream.manifest_topic import read_facts
 from featurestream.ports import Log
 
@@ -45,4 +46,5 @@ class Waiting:
         finally:
             source.close()
         producer = "no producer is running" if lease is None or lease.released else f"producer on {lease.host}"
-        self._say(f"waiting for stream {stream} to go on ({producer}); Ctrl-C stops and keeps what was learnt")
+        line = f"waiting for stream {stream} to go on ({producer}); Ctrl-C stops and keeps what was learnt"
+        self._say(Line(line, stream=stream, waited_s=round(waited_s, 1)))

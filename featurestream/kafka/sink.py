@@ -96,6 +96,11 @@ class KafkaSink:
         self.bytes += size
         self._producer.poll(0)  # runs the callbacks
 
+    @property
+    def queued(self) -> int:
+        """How many of the records appended so far are not known to be durable."""
+        return 0 if self._closed else len(self._producer)
+
     def flush(self) -> None:
         """Return when every record appended so far is durable; raise BrokerError if one is not."""
         self._check()

@@ -140,6 +140,11 @@ class BatchLoader:
             self._source = _ThreadSource(self._task, self._batches)
         yield from self._source
 
+    @property
+    def ready(self) -> int:
+        """How many batches are loaded and wait to be taken."""
+        return 0 if self._source is None else self._source.ready
+
     def close(self) -> None:
         """End the thread or the processes; batches that were loaded ahead are dropped. Can be called twice."""
         if self._source is not None:
@@ -170,6 +175,7 @@ class _ProcessSource:
     def __init__(self, task: _Task, batches: Iterable[BatchPlan], workers: int) -> None:
         self._batches = batches
         self._ahead = workers + _AHEAD
+        self._pending: deque[Future[LoadedBatch]] = deque()
         # Every process reads the task from one file, so that all of them start at once.
         self._file = _write_task(task)
         self._pool = ProcessPoolExecutor(
@@ -180,7 +186,7 @@ class _ProcessSource:
         )
 
     def __iter__(self) -> Iterator[LoadedBatch]:
-        pending: deque[Future[LoadedBatch]] = deque()
+        pending = self._pending
         try:
             for plan in self._batches:
                 with interrupt_blocked():  # the first calls start the processes
@@ -195,6 +201,10 @@ class _ProcessSource:
                 hint="if it printed nothing it was killed, usually for memory: use fewer --workers, or give a "
                 "container more shared memory (shm_size)",
             ) from error
+
+    @property
+    def ready(self) -> int:
+        return sum(one.done() for one in tuple(self._pending))
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -254,6 +264,10 @@ class _ThreadSource:
             if isinstance(item, BaseException):
                 raise item
             yield item
+
+    @property
+    def ready(self) -> int:
+        return self._ready.qsize()
 
     def close(self) -> None:
         self._closed.set()

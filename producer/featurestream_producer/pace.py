@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -13,8 +13,6 @@ Idle = Literal["run", "pause", "stop"]
 
 #: With ``stop``: so long nobody must have read. Readers that are just being started take seconds to show up.
 STOP_AFTER_S: Final = 30.0
-#: From this share of what retention keeps on, a reader is warned about.
-WARN_SHARE: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,59 +72,3 @@ def decide(pace: Pace, layout: Layout, readers: Sequence[LiveReader], *, next_ba
     if pace.idle == "stop" and unread_s >= STOP_AFTER_S:
         return Verdict("stop", below, "nobody reads")
     return Verdict("wait", below, "waiting for readers (nobody reads)")
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """What the log keeps of one tap: for how long, how many bytes over all its lanes, and the bytes of one batch."""
-
-    keep_ms: int
-    keep_bytes: int
-    batch_bytes: float
-
-
-@dataclass(frozen=True, slots=True)
-class Risk:
-    """How near a reader's next batch is to being deleted: ``share`` of the tap's retention, 1 where it may go."""
-
-    reader: str
-    batch: int
-    tap: str
-    share: float
-    by: Literal["time", "bytes"]
-
-    def text(self) -> str:
-        """Return the warning."""
-        kept = "the time" if self.by == "time" else "the bytes"
-        return (
-            f"{self.reader} has not read batch {self.batch} of tap {self.tap}, and {self.share:.0%} of {kept} that "
-            "retention keeps have passed since it came: it will be deleted; let the reader go on, or keep more"
-        )
-
-
-def risk_of(
-    reader: LiveReader,
-    taps: Mapping[str, Retention],
-    *,
-    next_batch: int,
-    appended_ms: Mapping[str, int],
-    now_ms: int,
-) -> Risk | None:
-    """Return the greatest risk of what a reader still needs, None where it needs nothing that is there.
-
-    ``next_batch`` is the first batch that is not there; ``appended_ms``: when the first batch that the reader needs
-    was appended, by tap. Kafka deletes whole segments, so what is at 1 may stay a while longer, and never less.
-    """
-    if reader.needs >= next_batch:
-        return None
-    found = []
-    for tap in reader.taps:
-        kept = taps.get(tap)
-        if kept is None:
-            continue
-        by_bytes = (next_batch - reader.needs) * kept.batch_bytes / kept.keep_bytes
-        found.append(Risk(reader.name, reader.needs, tap, by_bytes, "bytes"))
-        if tap in appended_ms:
-            by_time = max(0, now_ms - appended_ms[tap]) / kept.keep_ms
-            found.append(Risk(reader.name, reader.needs, tap, by_time, "time"))
-    return max(found, key=lambda risk: risk.share, default=None)

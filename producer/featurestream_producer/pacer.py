@@ -16,8 +16,8 @@ from featurestream.manifest import Manifest, RetentionWarning
 from featurestream.names import reader_group, tap_topic
 from featurestream.ports import Log, RecordSource
 from featurestream.reader_lease import Attendance, LiveReader
-from featurestream.seek import Lanes
-from featurestream_producer.pace import WARN_SHARE, Pace, Retention, Risk, Verdict, decide, risk_of
+from featurestream.retention import WARN_SHARE, Retention, Risk, find_batch, risk_of
+from featurestream_producer.pace import Pace, Verdict, decide
 
 LOOK_S: Final = 1.0  # how soon a producer that waits for readers sees one
 #: How often a producer that does not wait for readers looks who they are, and any producer at what retention keeps.
@@ -66,6 +66,7 @@ class Pacer:
         self._retention: dict[str, Retention] = {}
         self._retention_at = float("-inf")
         self._risky: set[str] = set()
+        self._shares: dict[str, float] = {}
         self._warnings: queue.SimpleQueue[Risk] = queue.SimpleQueue()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pacer", daemon=True)
@@ -104,6 +105,16 @@ class Pacer:
             self.waited_s += now - self._told_at
         self._told_at = now if found.action == "wait" else None
         return found
+
+    @property
+    def readers(self) -> tuple[LiveReader, ...]:
+        """Who reads, by the last look."""
+        return self._seen.readers
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """How much of its retention what each reader needs has behind it, by the last look at that."""
+        return dict(self._shares)
 
     def warnings(self) -> list[RetentionWarning]:
         """Return what has come near to its deletion since the last call, each reader once."""
@@ -147,46 +158,39 @@ class Pacer:
         self._seen = _Seen(readers, now - self._read_at)  # the warning comes first
 
     def _look_at_retention(self, readers: tuple[LiveReader, ...], now_ms: int) -> None:
+        shares = dict[str, float]()
         for reader in readers:
             risk = risk_of(
                 reader,
                 self._retention,
                 next_batch=self.next_batch,
-                appended_ms=self._appended_ms(reader),
+                appended_ms=self._appended_ms(reader, now_ms),
                 now_ms=now_ms,
             )
+            shares[reader.name] = 0.0 if risk is None else risk.share
             if risk is None or risk.share < WARN_SHARE:
                 self._risky.discard(reader.name)
             elif reader.name not in self._risky:
                 self._risky.add(reader.name)
                 self._warnings.put(risk)
+        self._shares = shares
 
     def _kept(self, tap: str) -> Retention:
         settings = self._log.settings(tap_topic(self._manifest.stream, tap))
-        # Kafka counts bytes by lane, and -1 is without end.
-        keep_ms, lane_bytes = int(settings["retention.ms"]), int(settings["retention.bytes"])
-        return Retention(
-            keep_ms if keep_ms > 0 else 2**62,
-            lane_bytes * self._manifest.lanes if lane_bytes > 0 else 2**62,
-            self._batch_bytes[tap],
-        )
+        return Retention.of(settings, self._manifest.lanes, self._batch_bytes[tap])
 
-    def _appended_ms(self, reader: LiveReader) -> dict[str, int]:
-        """Return when the first batch that a reader needs was appended, by tap; 0 where it is gone."""
-        layout, source = self._manifest.layout, self._source
-        found: dict[str, int] = {}
+    def _appended_ms(self, reader: LiveReader, now_ms: int) -> dict[str, int]:
+        """Return when the first batch that a reader needs was appended, by tap; of one that is gone the latest time."""
+        source, found = self._source, dict[str, int]()
         if source is None or reader.needs >= self.next_batch:
             return found
-        lane = layout.lane_of(reader.needs)
         for tap in reader.taps:
             if tap not in self._retention:
                 continue
-            topic = tap_topic(self._manifest.stream, tap)
-            lanes = Lanes(source, layout, (topic,))
             try:
-                offset = lanes.offset_of(topic, lane, reader.needs)
-                if offset < source.bounds(topic, lane).high:
-                    found[tap] = source.record_at(topic, lane, offset).timestamp_ms
+                record = find_batch(source, self._manifest.layout, tap_topic(self._manifest.stream, tap), reader.needs)
+                if record is not None:
+                    found[tap] = record.timestamp_ms
             except GoneError:
-                found[tap] = 0
+                found[tap] = now_ms - self._retention[tap].keep_ms
         return found

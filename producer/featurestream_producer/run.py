@@ -25,6 +25,7 @@ from typing import Any, Final
 from featurestream.errors import BrokerError, StreamMismatchError, StreamNotFoundError, UsageError
 from featurestream.interrupts import stop_on_signals
 from featurestream.layout import Layout
+from featurestream.logs import WARNING, Line
 from featurestream.manifest import Manifest
 from featurestream.manifest_topic import ManifestTopic, StreamFacts
 from featurestream.names import manifest_topic, tap_topic
@@ -32,6 +33,7 @@ from featurestream.ports import Log
 from featurestream.progress import Progress
 from featurestream.record import MissingSample
 from featurestream.seek import Lanes
+from featurestream.telemetry import Telemetry
 from featurestream.topics import tap_topic_settings
 from featurestream_producer.config import ProduceConfig
 from featurestream_producer.contact import ContactWatch
@@ -42,6 +44,7 @@ from featurestream_producer.health_watch import HealthWatch
 from featurestream_producer.launch import END_S, Crew, Failed, start
 from featurestream_producer.lease import HeldLease
 from featurestream_producer.ledger import Ledger
+from featurestream_producer.monitor import Monitor
 from featurestream_producer.pace import Pace
 from featurestream_producer.pacer import Pacer
 from featurestream_producer.pass_records import PassRecorder
@@ -67,8 +70,6 @@ WAIT_LINE_S: Final = 5.0  # how long a producer waits for readers before a line 
 TICK_S: Final = 0.2  # how soon Ctrl-C and a lost lease are noticed
 CREATE_LOOK_S: Final = 0.5  # how soon a rank notices that the stream was created
 SHOWN_MISSING: Final = 3
-
-WARNING: Final = "warning: "
 
 Say = Callable[[str], None]
 ShowProgress = Callable[[str, int | None, str], Progress]
@@ -151,8 +152,15 @@ def produce(
     return publish(prepared, log, say=say, progress=progress)
 
 
-def publish(prepared: Prepared, log: Log, *, say: Say, progress: ShowProgress | None = None) -> Result:
-    """Publish what is prepared; see :func:`produce`."""
+def publish(
+    prepared: Prepared,
+    log: Log,
+    *,
+    say: Say,
+    progress: ShowProgress | None = None,
+    telemetry: Telemetry | None = None,
+) -> Result:
+    """Publish what is prepared; see :func:`produce`. ``telemetry`` takes what can be said of the run while it lasts."""
     stream = prepared.config.stream
     with ManifestTopic(log, stream) as topic:
         existing = _facts(log, topic, prepared)
@@ -171,7 +179,7 @@ def publish(prepared: Prepared, log: Log, *, say: Say, progress: ShowProgress | 
         with HeldLease(log, stream, rank=prepared.rank) as lease:
             lease.take(take_over=prepared.config.take_over, say=say)
             # What was read before the lease may be another producer's yesterday.
-            return _Run(prepared, log, topic, lease, say).publish(progress)
+            return _Run(prepared, log, topic, lease, say=say, telemetry=telemetry).publish(progress)
 
 
 def _facts(log: Log, topic: ManifestTopic, prepared: Prepared) -> StreamFacts:
@@ -213,8 +221,18 @@ def _agreed(existing: Manifest, prepared: Prepared, log: Log, say: Say) -> Manif
 class _Run:
     """One run, under the stream's lease."""
 
-    def __init__(self, prepared: Prepared, log: Log, topic: ManifestTopic, lease: HeldLease, say: Say) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        log: Log,
+        topic: ManifestTopic,
+        lease: HeldLease,
+        *,
+        say: Say,
+        telemetry: Telemetry | None,
+    ) -> None:
         self._prepared = prepared
+        self._telemetry = telemetry
         self._log = log
         self._topic = topic
         self._lease = lease
@@ -340,7 +358,9 @@ class _Run:
             return self._result(manifest, ledger, recorder, Stages())
         if tail.untouched:
             at = tail.first_lacking
-            self._say(f'stream "{manifest.stream}" goes on at batch {at} (pass {manifest.layout.pass_of(at)})')
+            number = manifest.layout.pass_of(at)
+            line = f'stream "{manifest.stream}" goes on at batch {at} (pass {number})'
+            self._say(Line(line, batch=at, **{"pass": number}))
         began = time.perf_counter()
         try:
             with ExitStack() as stack:
@@ -354,8 +374,11 @@ class _Run:
                 shown = None if progress is None else stack.enter_context(progress(self._title, left, "img"))
                 pacing = _Pacing(pacer, crew, self._say if shown is None else shown.say, shown)
                 stack.enter_context(ContactWatch(lambda: self._lease.silent_s, pacing.say))
+                monitor = Monitor(manifest, ledger, pacer, lambda: self._lease.silent_s)
+                if self._telemetry is not None:
+                    self._telemetry.add(monitor.samples)
                 stages = self._listen(
-                    manifest, jobs, ledger=ledger, recorder=recorder, distance=distance, pacing=pacing
+                    manifest, jobs, ledger=ledger, recorder=recorder, distance=distance, pacing=pacing, monitor=monitor
                 )
         except BrokerError as error:
             raise BrokerError(
@@ -420,6 +443,7 @@ class _Run:
         recorder: PassRecorder,
         distance: Distance | None,
         pacing: _Pacing,
+        monitor: Monitor,
     ) -> Stages:
         """Keep the accounts until every worker has ended; raise what the first one failed with."""
         crew, shown = pacing.crew, pacing.shown
@@ -434,15 +458,16 @@ class _Run:
             event = crew.next_event(TICK_S)
             if failure is None:
                 self._lease.check()
-                self._steer(pacing)
+                self._steer(pacing, monitor)
             match event:
                 case Ready():
                     health.begin(event)
                 case Sent():
                     health.see(event)
+                    monitor.see(event)
                     if distance is not None:
                         distance.sent(event.worker)
-                    pacing.next_batch = max(pacing.next_batch, event.batch + 1)
+                    pacing.sent(event.batch)
                     ledger.sent(event.batch, rows=event.rows, size=event.size, missing=event.missing, at_ms=event.at_ms)
                     images = event.rows + len(event.missing) * manifest.views
                     recent.see(event.worker, event.stages)
@@ -466,7 +491,7 @@ class _Run:
         self._close_health(health, failure)
         if failure is not None:
             raise failure
-        self._warn(pacing)
+        self._warn(pacing, monitor)
         return mean(stages)
 
     def _close_health(self, health: HealthWatch, failure: BaseException | None) -> None:
@@ -483,17 +508,19 @@ class _Run:
                 "ended, its command goes on where they end"
             )
 
-    def _steer(self, pacing: _Pacing) -> None:
+    def _steer(self, pacing: _Pacing, monitor: Monitor) -> None:
         """Ask the workers to end, or tell them how far readers let them go."""
         if self._stop.is_set():
             pacing.crew.stop()
         else:
             self._unread = pacing.step() or self._unread
-            self._warn(pacing)
+            self._warn(pacing, monitor)
 
-    def _warn(self, pacing: _Pacing) -> None:
+    def _warn(self, pacing: _Pacing, monitor: Monitor) -> None:
         for warning in pacing.pacer.warnings():
-            pacing.say(f"{WARNING}{warning.text}")
+            monitor.warnings += 1
+            facts = warning.model_dump(include={"reader", "batch", "tap", "share", "by"})
+            pacing.say(Line(f"{WARNING}{warning.text}", **facts))
             self._warnings.append(warning.text)
             self._topic.write_retention_warning(warning)
 
@@ -529,16 +556,19 @@ class _Run:
             unread=self._unread and not done,
             warnings=tuple(self._warnings),
         )
-        self._say(_summary(result))
+        self._say(Line(_summary(result), **_counts(result)))
         if missing:
-            self._say(_missing_line(missing))
+            ids = [sample.id for sample in missing[:SHOWN_MISSING]]
+            self._say(Line(_missing_line(missing), missing=len(missing), ids=ids))
         if done and not finished:
             self._say(f"{rank} has published its lanes; the stream is complete when the other ranks have")
         if result.interrupted or result.unread:
-            self._say(
-                f"{'nobody reads' if result.unread else 'stopped'}: everything that was sent is safe; the same command "
-                f'goes on with stream "{manifest.stream}" at batch {ledger.safe_below}{self._where}'
+            why = "nobody reads" if result.unread else "stopped"
+            line = (
+                f"{why}: everything that was sent is safe; the same command goes on with stream "
+                f'"{manifest.stream}" at batch {ledger.safe_below}{self._where}'
             )
+            self._say(Line(line, batch=ledger.safe_below))
         return result
 
 
@@ -554,6 +584,10 @@ class _Pacing:
         self._allowed: int | None = 0  # as the bounds are at first
         self._waiting_since: float | None = None
         self._said = False
+
+    def sent(self, batch: int) -> None:
+        """Take note of a batch that was sent."""
+        self.next_batch = self.pacer.next_batch = max(self.next_batch, batch + 1)
 
     def step(self) -> bool:
         """Pass on how far the workers may go; tell whether the run is to end because nobody reads."""
@@ -635,6 +669,13 @@ def _summary(result: Result) -> str:
     )
 
 
+def _counts(result: Result) -> dict[str, Any]:
+    """Return what the summary says, as data."""
+    facts = result.facts()
+    names = ("batches", "rows", "bytes", "missing", "seconds", "images_per_s", "stages", "waited_s", "finished")
+    return {name: facts[name] for name in names}
+
+
 def _missing_line(missing: list[MissingSample]) -> str:
     shown = "; ".join(f"{sample.id} ({sample.reason})" for sample in missing[:SHOWN_MISSING])
     more = f"; and {len(missing) - SHOWN_MISSING} more" if len(missing) > SHOWN_MISSING else ""
@@ -646,7 +687,8 @@ def _request_line(event: Served | Unserved) -> str:
     if isinstance(event, Unserved):
         return f"{WARNING}requests are not served: {event.reason}"
     missing = f", {event.missing} without an image that can be decoded" if event.missing else ""
-    return f"requested: {event.rows} rows{missing}, as batch {event.batch} of stream {event.stream}"
+    line = f"requested: {event.rows} rows{missing}, as batch {event.batch} of stream {event.stream}"
+    return Line(line, stream=event.stream, batch=event.batch, rows=event.rows, missing=event.missing)
 
 
 def _passes(manifest: Manifest) -> str:

@@ -36,7 +36,7 @@ _TAP = re.compile(
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 #: How maps lie in memory: with the channels last, convolutions are faster on CPUs and GPUs; else as torch has them.
 _MEMORY_FORMATS: Final = (torch.channels_last, torch.contiguous_format)
-_RESERVED = "manifest"  # the topic <stream>.manifest is not a tap's
+_RESERVED = {"manifest": "manifest", "experiments": "run registry"}  # <stream>.manifest is not a tap's topic
 _FORM = "expected layer[:k][:pool[(argument=value, ...)]][=name], like layer2:gap or layer4:gem(p=4)=g4"
 
 
@@ -74,8 +74,8 @@ def parse_tap(text: str) -> TapSpec:
     call = None if match["call"] is None else int(match["call"])
     arguments = {} if pool is None else find_pool(pool, _arguments(text, match["arguments"] or ""))[1]
     name = layer if match["name"] is None else match["name"]
-    if not _NAME.fullmatch(name) or name == _RESERVED:
-        why = "is taken by the stream's manifest" if name == _RESERVED else "is not possible"
+    if not _NAME.fullmatch(name) or name in _RESERVED:
+        why = f"is taken by the stream's {_RESERVED[name]}" if name in _RESERVED else "is not possible"
         raise UsageError(
             f'tap "{text}": the name "{name}" {why}', hint="letters, digits and . _ - ; another name: layer:pool=name"
         )

@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -102,11 +102,20 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Queued:
+    """What waits in a worker: batches of images, batches of features, and records that are not confirmed yet."""
+
+    images: int = 0
+    features: int = 0
+    records: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Sent:
     """A batch was handed to the log: all records of it that were lacking. ``size`` is their bytes.
 
     ``glance`` is what was seen of its images and features, where it was looked at. ``stages`` is where the worker's
-    time had gone before the batch was computed.
+    time had gone before the batch was computed, ``queued`` what waits now.
     """
 
     worker: int
@@ -117,6 +126,7 @@ class Sent:
     at_ms: int
     glance: Glance | None
     stages: Stages
+    queued: Queued = Queued()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +163,8 @@ class _Features:
     inputs: tuple[tuple[int, str], ...]  # checksums of a few rows' images
     seen: InputGlance | None
     extracted_ns: int
-    stages: Stages
+    stages: Stages  # before this batch was computed
+    images: int = 0  # batches of images that were waiting when it was put
 
 
 def work(
@@ -214,7 +225,7 @@ def work(
             made = _features(job, reader, transfer, loaded, looked=looked, stages=so_far)
             computed = time.perf_counter()
             forward_s += computed - begun
-            sender.put(made)
+            sender.put(replace(made, images=loader.ready))
             send_s += time.perf_counter() - computed
         ended = time.perf_counter()
         sender.finish(stopped=stop.is_set())
@@ -394,8 +405,17 @@ class _Sender:
             early = is_early(plan.batch, self._job.tail.first_lacking)
             glance = look_at(features, item.seen, labels, manifest.views, probe=early)
         self.busy_s += time.perf_counter() - began
-        at_ms = item.extracted_ns // 1_000_000
-        return Sent(self._job.index, plan.batch, len(ids), size, missing, at_ms, glance, item.stages)
+        return Sent(
+            self._job.index,
+            plan.batch,
+            len(ids),
+            size,
+            missing,
+            item.extracted_ns // 1_000_000,
+            glance,
+            item.stages,
+            Queued(item.images, self._queue.qsize(), self._sink.queued),
+        )
 
     def _arrived(self, item: _Features) -> dict[str, Tensor]:
         try:

@@ -10,7 +10,7 @@ from featurestream.names import reader_group
 from featurestream.reader_lease import ReaderNote
 from featurestream_consumer.config import TrainConfig
 from featurestream_consumer.run import train
-from tests.support import make_manifest, publish
+from tests.support import append, make_manifest, publish
 
 E1 = reader_group("toy", "E1")
 
@@ -65,3 +65,18 @@ def test_a_finished_experiment_that_is_asked_for_again_holds_no_lease(tmp_path: 
     fields = {"stream": "toy", "taps": ("avgpool",), "name": "E1", "epochs": 2, "batch_size": 4, "reporters": ()}
     assert train(TrainConfig(**fields, runs=tmp_path), log).already_finished
     assert log.notes == []
+
+
+def test_an_experiment_warns_before_retention_deletes_what_it_reads_next(tmp_path: Path) -> None:
+    """All on the log came in 1970 and is kept for an hour. The last pass only comes once the warning was said."""
+    log, said = MemoryLog(lambda: 0.0), list[str]()
+    manifest = publish(log, make_manifest(samples=12, batch_samples=4, lanes=2, passes=2), range(3))
+
+    def say(line: str) -> None:
+        said.append(line)
+        if line.startswith("warning: E1 has not read batch"):
+            append(log, manifest, range(3, 6))
+
+    fields = {"stream": "toy", "taps": ("avgpool",), "name": "E1", "epochs": 2, "batch_size": 4, "reporters": ()}
+    train(TrainConfig(**fields, runs=tmp_path), log, say=say)
+    assert sum("it will be deleted; let the reader go on, or keep more" in line for line in said) == 1

@@ -82,6 +82,10 @@ class SinkContract:
         sink.flush()
         sink.flush()
 
+    def test_what_is_flushed_waits_no_longer(self, sink, topic):
+        self.append_and_flush(sink, topic, 1)
+        assert sink.queued == 0
+
     def test_after_a_failure_it_takes_no_more_records_and_says_why(self, log, topic, sink):
         sink.append(topic, 0, key=b"k", value=b"before")
         sink.flush()

@@ -16,9 +16,9 @@ from featurestream.errors import BrokerError, GoneError, InternalError, UsageErr
 
 COMMANDS = (
     "demo", "broker", "produce", "request", "layers", "streams", "peek", "picture", "train", "sweep", "fork", "probe",
-    "compare", "doctor",
+    "compare", "gateway", "doctor",
 )  # fmt: skip
-HEAVY = ("torch", "torchvision", "pandas", "numpy", "matplotlib", "confluent_kafka", "pydantic")
+HEAVY = ("torch", "torchvision", "pandas", "numpy", "matplotlib", "confluent_kafka", "pydantic", "fastapi")
 
 
 def end_of(error: BaseException | None, monkeypatch: pytest.MonkeyPatch) -> int | str | None:

@@ -9,7 +9,7 @@ import pytest
 from featurestream.layout import Layout
 from featurestream.reader_lease import LiveReader
 from featurestream_producer.bound import PaceBound
-from featurestream_producer.pace import STOP_AFTER_S, Pace, Retention, Risk, Verdict, decide, risk_of
+from featurestream_producer.pace import STOP_AFTER_S, Pace, Verdict, decide
 
 LAYOUT = Layout(samples=40, batch_samples=7, lanes=3)  # 6 batches a pass
 PAUSE = Pace(ahead=2, idle="pause")
@@ -59,35 +59,6 @@ def test_a_run_that_does_not_care_goes_on_where_nobody_reads_and_keeps_its_bound
     assert judged(run, at=10**6) == Verdict("go", None)
     assert judged(run, reader("E1", 0), at=6).action == "wait"
     assert [Pace(None, "run").free, run.free, Pace(None, "pause").free] == [True, False, False]
-
-
-KEPT = {"avgpool": Retention(keep_ms=1000, keep_bytes=10_000, batch_bytes=100.0)}
-
-
-def risk(at: LiveReader, *, end: int, came_ms: int, now_ms: int = 5000) -> Risk | None:
-    return risk_of(at, KEPT, next_batch=end, appended_ms={"avgpool": came_ms}, now_ms=now_ms)
-
-
-def test_the_risk_is_the_greater_of_the_bytes_that_came_since_and_the_time_that_has_passed() -> None:
-    """Batches 20 to 99 are 80 x 100 of 10,000 bytes; it came 300 of 1,000 ms ago, or 900."""
-    assert risk(reader("E1", 20), end=100, came_ms=4700) == Risk("E1", 20, "avgpool", 0.8, "bytes")
-    assert risk(reader("E1", 20), end=100, came_ms=4100) == Risk("E1", 20, "avgpool", 0.9, "time")
-
-
-def test_the_risk_is_at_what_a_reader_needs_not_at_what_it_reads_next() -> None:
-    """After a crash it goes on at its last checkpoint."""
-    found = risk(reader("E1", 95, needs=10), end=100, came_ms=5000)
-    assert found == Risk("E1", 10, "avgpool", 0.9, "bytes")
-    assert found is not None
-    assert "E1 has not read batch 10 of tap avgpool, and 90% of the bytes" in found.text()
-
-
-def test_a_reader_that_waits_for_the_next_batch_is_at_no_risk() -> None:
-    assert risk(reader("E1", 100), end=100, came_ms=0) is None
-
-
-def test_a_tap_that_is_not_the_streams_has_no_retention() -> None:
-    assert risk_of(LiveReader("E1", 0, 0, ("other",)), KEPT, next_batch=5, appended_ms={}, now_ms=0) is None
 
 
 def test_a_bound_lets_through_what_lies_below_its_bound() -> None:

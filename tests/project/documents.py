@@ -32,7 +32,8 @@ def markdown_files() -> list[Path]:
 def parts() -> list[Path]:
     """Return the repository's own top-level folders: none that tools have made."""
     names = (
-        "featurestream", "producer", "consumer", "featurectl", "schemas", "tests", "benchmarks", "docs", ".ci",
+        "featurestream", "producer", "consumer", "gateway", "featurectl", "schemas", "tests", "benchmarks", "docs",
+        ".ci",
     )  # fmt: skip
     return [ROOT / name for name in names if (ROOT / name).is_dir()]
 

@@ -50,7 +50,7 @@ def test_a_command_that_does_not_exist_is_found_out(words: tuple[str, ...]) -> N
 def test_a_command_in_a_message_or_docstring_of_ours_exists() -> None:
     """ "What to do next" must be possible."""
     named = re.compile(r"(?<!from )\bfeaturectl (?!import )([a-z]+)(?: (up|down|status|logs)\b)?")
-    for part in ("featurestream", "featurectl", "producer", "consumer"):
+    for part in ("featurestream", "featurectl", "producer", "consumer", "gateway"):
         for path in (ROOT / part).rglob("*.py"):
             for words in named.findall(path.read_text(encoding="utf-8")):
                 check_exists(Command(path.name, tuple(word for word in words if word)))

@@ -12,11 +12,12 @@ from tests.project.documents import ROOT, parts
 
 PACKAGES = (
     "featurestream", "featurectl", "producer/featurestream_producer", "consumer/featurestream_consumer",
+    "gateway/featurestream_gateway",
 )  # fmt: skip
 TOP = (
     "README.md", "GLOSSARY.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml",
     "docker-compose.yml", ".dockerignore", ".ci/run", "docs/README.md", "docs/adr", "schemas/README.md", "benchmarks",
-    "producer/README.md", "producer/Dockerfile", "consumer/README.md", "consumer/Dockerfile",
+    "producer/README.md", "producer/Dockerfile", "consumer/README.md", "consumer/Dockerfile", "gateway/README.md",
 )  # fmt: skip
 
 # In two pieces each, so that this file does not contain what it looks for.
@@ -61,7 +62,7 @@ def test_each_package_tells_type_checkers_that_it_is_typed(package: str) -> None
     assert (ROOT / package / "py.typed").is_file()
 
 
-def test_the_wheel_and_the_type_checker_take_the_same_four_packages() -> None:
+def test_the_wheel_and_the_type_checker_take_the_same_five_packages() -> None:
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
     names = {Path(package).name for package in PACKAGES}
     assert set(tool["hatch"]["build"]["targets"]["wheel"]["packages"]) == set(PACKAGES)

@@ -15,7 +15,7 @@ from tests.project.documents import ROOT
 
 PROGRAMS = Path(sys.executable).parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
-SOURCES = ("featurestream", "featurectl", "producer", "consumer")
+SOURCES = ("featurestream", "featurectl", "producer", "consumer", "gateway")
 
 LAYERS = "The command line sees the programs, the programs see the library, the programs never see each other"
 CLIENT = "Only featurestream.kafka imports the Kafka client"
@@ -25,10 +25,13 @@ PLANTED_IMPORTS = [
     ("producer/featurestream_producer/config.py", "import featurestream_consumer", LAYERS),
     ("consumer/featurestream_consumer/config.py", "import featurestream_producer", LAYERS),
     ("consumer/featurestream_consumer/config.py", "import featurectl", LAYERS),
+    ("gateway/featurestream_gateway/settings.py", "import featurestream_consumer", LAYERS),
+    ("producer/featurestream_producer/config.py", "import featurestream_gateway", LAYERS),
     ("featurestream/position.py", "import featurestream_producer", LAYERS),
     ("featurestream/stream.py", "import confluent_kafka", CLIENT),
     ("featurectl/app.py", "import confluent_kafka", CLIENT),
     ("producer/featurestream_producer/config.py", "import confluent_kafka", CLIENT),
+    ("gateway/featurestream_gateway/settings.py", "import confluent_kafka", CLIENT),
     ("featurestream/wire.py", "import torch", WIRE),
     ("featurestream/record.py", "import torch", WIRE),
     ("featurestream/wire.py", "import featurestream.kafka", WIRE),
@@ -65,7 +68,7 @@ PLANTED_LINES = {
 
 def run(*command: str, folder: Path = ROOT, given: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run a program of this environment; its standard output has everything that it printed."""
-    paths = os.pathsep.join(str(folder / place) for place in (".", "producer", "consumer"))
+    paths = os.pathsep.join(str(folder / place) for place in (".", "producer", "consumer", "gateway"))
     return subprocess.run(
         [str(PROGRAMS / command[0]), *command[1:]],
         cwd=folder, input=given, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
@@ -76,7 +79,7 @@ def run(*command: str, folder: Path = ROOT, given: str | None = None) -> subproc
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the four packages with their settings, into which a violation may be written."""
+    """A copy of the five packages with their settings, into which a violation may be written."""
     folder = tmp_path_factory.mktemp("copy")
     for source in SOURCES:
         shutil.copytree(ROOT / source, folder / source, ignore=shutil.ignore_patterns("__pycache__"))
@@ -122,7 +125,7 @@ def test_each_rule_family_has_a_planted_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["import producer", "from producer import x", "import consumer", "from consumer import x"]
+    "line", ["import producer", "from producer import x", "import consumer", "from consumer import x", "import gateway"]
 )
 def test_the_folders_names_cannot_be_imported(line: str) -> None:
     done = run("ruff", "check", "--no-cache", "--select", "TID251", "--stdin-filename", "x.py", "-", given=f"{line}\n")
@@ -143,6 +146,7 @@ def test_a_line_that_is_not_formatted_is_named() -> None:
         ("featurectl", "x: int = 'one'\n", "assignment"),
         ("featurestream_producer", "x: int = 'one'\n", "assignment"),
         ("featurestream_consumer", "x: int = 'one'\n", "assignment"),
+        ("featurestream_gateway", "x: int = 'one'\n", "assignment"),
     ],
 )
 def test_a_type_error_is_named(tmp_path: Path, package: str, source: str, named: str) -> None:

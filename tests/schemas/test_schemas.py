@@ -13,10 +13,12 @@ import pytest
 from pydantic import BaseModel
 
 from featurestream.errors import RecordError
+from featurestream.experiments import MetricsChunk, RunRecord
 from featurestream.health import Canary, Health
 from featurestream.manifest import End, Lease, Manifest, PassRecord, Request, RetentionWarning, Share
 from featurestream.record import ITEM_BYTES, MAX_AXES, MAX_NUMBER, MissingSample
 from featurestream.testing import make_record, open_value, seal
+from featurestream.validation import Validation
 from featurestream.wire import HEADER_KEYS, MUST_UNDERSTAND, PAD, decode, encode
 from featurestream_producer.inputs import INPUTS_KEY
 
@@ -32,6 +34,9 @@ MODELS = {
     "health": Health,
     "retention": RetentionWarning,
     "request": Request,
+    "run": RunRecord,
+    "metrics": MetricsChunk,
+    "validation": Validation,
 }
 
 
@@ -92,7 +97,7 @@ def test_the_schema_takes_the_headers_that_we_write(record: Any) -> None:
 REFUSED: list[tuple[str, Any]] = [
     ("stream", ""), ("stream", "a b"), ("stream", "s" * 101), ("stream", 7), ("stream", None),
     ("fingerprint", ""), ("fingerprint", "é"), ("fingerprint", "f" * 65),
-    ("tap", "manifest"), ("tap", ""), ("tap", ".a"),
+    ("tap", "manifest"), ("tap", "experiments"), ("tap", ""), ("tap", ".a"),
     ("pass", -1), ("pass", 1.5), ("pass", "0"), ("pass", True), ("pass", 2**53),
     ("batch", -1), ("batch", None), ("views", 0), ("rows", -1), ("rows", [4]),
     ("dtype", "float64"), ("dtype", 2), ("shape", 8), ("shape", [0]), ("shape", [-8]), ("shape", ["8"]),
@@ -205,6 +210,20 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "at": "2026-01-31T12:01:00Z",
     },
     "request": {"samples": [3, 1], "host": "node7", "at": "2026-01-31T12:01:00Z"},
+    "run": {
+        "name": "E1", "id": "0123456789ab", "state": "running", "stream": "digits-train", "host": "node7",
+        "folder": "/data/runs/E1", "started_at": "2026-01-31T12:00:00Z", "updated_at": "2026-01-31T12:01:00Z",
+        "fingerprint": "00112233445566778899aabbccddeeff", "config": {"head": "mlp", "epochs": 3},
+        "start": {"batch": 0, "row": 0}, "position": {"batch": 7, "row": 3}, "epoch": 1, "epochs": 3, "step": 12,
+        "rows": 1500, "batches": 7, "rows_per_s": 250.5, "passes": 2, "rereads": 0, "metrics": {"top1": 0.5},
+        "main_metric": "top1", "metric_rows": 2, "metric_chunks": 1,
+    },
+    "metrics": {"first": 64, "rows": [{"kind": "train", "step": 65, "loss": 0.5}]},
+    "validation": {
+        "fingerprint": "00112233445566778899aabbccddeeff", "rows": 3,
+        "index": {"dtype": "int64", "data": "eJxjYIAAAAAIAAE="}, "labels": "0123456789abcdef",
+        "values": {"top1": {"dtype": "bool", "data": "eJz7DwAA4ADg"}},
+    },
 }  # fmt: skip
 
 

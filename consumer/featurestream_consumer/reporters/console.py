@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from featurestream.logs import Line
+
 #: What a row holds beside metrics.
 PLACE: Final = ("kind", "step", "epoch", "batch", "time")
 SHARES: Final = ("top1", "top5", "label_accuracy")
@@ -14,12 +16,14 @@ SHARES: Final = ("top1", "top5", "label_accuracy")
 class ConsoleReporter:
     """One line a row: ``step 120, epoch 2: validation top1 93.1 %, loss 0.2310``."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], experiment: str) -> None:
         self._say = say
+        self._experiment = experiment
 
     def report(self, row: Mapping[str, Any]) -> None:
         """Show the row."""
-        self._say(format_row(row))
+        facts = {name: value for name, value in row.items() if name != "time"}
+        self._say(Line(format_row(row), experiment=self._experiment, **facts))
 
     def close(self) -> None:
         """Do nothing: every line is shown at once."""
@@ -27,7 +31,7 @@ class ConsoleReporter:
 
 def build(folder: Path, resume_step: int | None, say: Callable[[str], None]) -> ConsoleReporter:  # noqa: ARG001 - the shared signature
     """Return a reporter that shows rows with ``say``."""
-    return ConsoleReporter(say)
+    return ConsoleReporter(say, folder.name)
 
 
 def format_row(row: Mapping[str, Any]) -> str:

@@ -1,0 +1,156 @@
+"""The lanes of some taps, merged: batch after batch in ascending order, exactly."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from featurestream.batch import FeatureBatch, join
+from featurestream.errors import FingerprintError, GoneError, HoleError, RecordError
+from featurestream.manifest import Manifest, check_agrees
+from featurestream.names import tap_topic
+from featurestream.ports import LaneReader, LogRecord, Place, RecordSource
+from featurestream.read_counts import ReadCounts
+from featurestream.record import Record
+from featurestream.seek import Lanes
+from featurestream.wire import open_record, parse_headers
+
+POLL_S: Final = 0.25
+
+
+class LaneMerge:
+    """The open lanes of one reading: takes batches from them, in any ascending order. Close it.
+
+    A lane is opened when it is first needed: a shard reads only its own. Duplicates are dropped and counted; a hole, a
+    record of another stream, or one that is damaged or gone is an error that names it.
+
+    Args:
+        source: where the lanes are read. It stays the caller's.
+        manifest: the stream's manifest.
+        taps: names of taps, in the order in which records are joined.
+        offsets: is kept at the next offset of each (topic, lane) that is read.
+        found: offsets that were looked up already, by topic, lane and batch.
+        counts: what is read, dropped, refused and waited is counted there; batches and rows are the caller's to count.
+        on_wait: called with the seconds waited so far, about four times a second, while a record is not there yet; what
+            it raises ends the waiting.
+    """
+
+    def __init__(
+        self,
+        source: RecordSource,
+        manifest: Manifest,
+        taps: Sequence[str],
+        *,
+        offsets: dict[Place, int] | None = None,
+        found: Mapping[tuple[str, int, int], int] | None = None,
+        counts: ReadCounts | None = None,
+        on_wait: Callable[[float], None] | None = None,
+    ) -> None:
+        self.taps = tuple(taps)
+        self._source = source
+        self._manifest = manifest
+        self._layout = manifest.layout
+        self._topics = {tap: tap_topic(manifest.stream, tap) for tap in self.taps}
+        self._lanes = Lanes(source, self._layout, tuple(self._topics.values()))
+        self._offsets = {} if offsets is None else offsets
+        self._found = {} if found is None else found
+        self._counts = ReadCounts() if counts is None else counts
+        self._on_wait = on_wait
+        self._readers: dict[Place, LaneReader] = {}
+        self._expected: dict[Place, int] = {}
+
+    @property
+    def open_lanes(self) -> int:
+        """How many lanes are open: each is a connection that reads ahead."""
+        return len(self._readers)
+
+    def batch(self, number: int) -> FeatureBatch:
+        """Return one batch, joined over the taps."""
+        return join([self.record(tap, number) for tap in self.taps])
+
+    def record(self, tap: str, number: int) -> Record:
+        """Return one batch of one tap."""
+        raw = self.raw(tap, number)
+        try:
+            if raw.value is None:
+                raise RecordError("a tombstone, where a batch should be")
+            record = open_record(raw.value, (raw.topic, raw.lane, raw.offset))
+            if record.batch != number or record.tap != tap:
+                raise RecordError(
+                    f"its headers say batch {number} of tap {tap}, its value says batch {record.batch} of tap "
+                    f"{record.tap}"
+                )
+            check_agrees(record, self._manifest)
+        except RecordError as error:
+            self._counts.refused += 1
+            raise error.at(raw.topic, raw.lane, raw.offset) from error
+        return record
+
+    def raw(self, tap: str, number: int) -> LogRecord:
+        """Return one batch of one tap as it stands on the log: its headers were looked at, its value was not."""
+        topic = self._topics[tap]
+        lane = self._layout.lane_of(number)
+        place = (topic, lane)
+        if place not in self._readers:
+            known = self._found.get((topic, lane, number))
+            offset = self._lanes.offset_of(topic, lane, number) if known is None else known
+            self._readers[place] = self._source.read(topic, lane, offset)
+            self._expected[place] = number
+        while True:
+            raw = self._poll(place, number)
+            self._offsets[place] = raw.offset + 1
+            try:
+                headers = parse_headers(raw.headers)
+            except RecordError as error:
+                self._counts.refused += 1
+                raise error.at(raw.topic, raw.lane, raw.offset) from error
+            if headers.fingerprint != self._manifest.fingerprint:
+                raise FingerprintError(
+                    f"record at {topic}, lane {lane}, offset {raw.offset} belongs to fingerprint "
+                    f'{headers.fingerprint}, but stream "{self._manifest.stream}" has {self._manifest.fingerprint}',
+                    hint="another stream was written to this topic; publish under a new name",
+                )
+            if headers.batch < self._expected[place]:
+                self._counts.duplicates += 1
+                continue
+            if headers.batch > self._expected[place]:
+                raise HoleError(
+                    f"batch {self._expected[place]} is missing from {topic}, lane {lane}: "
+                    f"offset {raw.offset} holds batch {headers.batch}",
+                    hint="the log has lost records; read around it with --from and --until, or publish anew",
+                    batch=self._expected[place],
+                )
+            self._expected[place] += self._layout.lanes
+            if headers.batch == number:
+                self._counts.bytes += len(raw.value or b"")
+                return raw
+            # Another shard's.
+
+    def close(self) -> None:
+        """Close the lanes; idempotent."""
+        readers, self._readers = self._readers, {}
+        for reader in readers.values():
+            reader.close()
+
+    def _poll(self, place: Place, number: int) -> LogRecord:
+        waited = 0.0
+        reader = self._readers[place]
+        while True:
+            began = time.monotonic()
+            try:
+                raw = reader.poll(POLL_S)
+            except GoneError as error:
+                earliest = self._lanes.earliest()
+                raise GoneError(
+                    f"retention has deleted batch {number} of {place[0]} before it was read",
+                    hint=f"what is left begins at batch:{earliest}; read faster, or make the retention longer",
+                    first_left=earliest,
+                ) from error
+            took = time.monotonic() - began
+            self._counts.waited_s += took
+            if raw is not None:
+                return raw
+            waited += took
+            if self._on_wait is not None:
+                self._on_wait(waited)

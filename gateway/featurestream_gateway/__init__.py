@@ -1,0 +1,1 @@
+"""The program between HTTP and Kafka: streams, rows, experiments and pictures for whoever speaks HTTP."""
