@@ -137,7 +137,7 @@ def running_node(name: str, service: dict[str, Any], ports: dict[str, dict[str, 
         try:
             yield
         finally:
-            process.terminate()
+            process.kill()  # asked to end, the last of three would wait for the other two
             process.wait(60)
 
 
