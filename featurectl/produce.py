@@ -251,11 +251,14 @@ def _publish(
     as_json: bool,
 ) -> None:
     from featurectl.output import print_json
+    from featurestream.logs import bind
     from featurestream.progress import Progress
     from featurestream_producer.prepare import prepare
     from featurestream_producer.run import publish
 
     prepared = prepare(config)  # before the broker: a mistake in the command should not have to wait for one
+    if not prepared.rank.alone:
+        bind(rank=prepared.rank.number)
     with (
         options.open_metrics(*metrics, rank=prepared.rank.number) as telemetry,
         options.open_log(bootstrap_servers, kafka_config) as log,

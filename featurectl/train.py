@@ -81,7 +81,7 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Train one experiment. Stopped at any moment, the same command goes on where it was."""
-    from featurestream.logs import start_logging
+    from featurestream.logs import bind, start_logging
 
     start_logging(log_format, command="train", stream=stream, experiment=name)
     from featurestream_consumer.config import TrainConfig, parse_arguments
@@ -129,6 +129,8 @@ def train(
         say = options.say if leads else lambda _: None
         try:
             rank = 0 if ranks is None else ranks.rank
+            if ranks is not None:
+                bind(rank=rank)
             with (
                 options.open_metrics(metrics_port, metrics_host, rank=rank) as telemetry,
                 options.open_log(bootstrap_servers, kafka_config) as log,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from featurectl.app import app, run
 from featurestream.errors import BrokerError, GoneError, InternalError, UsageError
+from featurestream.logs import start_logging
 
 COMMANDS = (
     "demo", "broker", "produce", "request", "layers", "streams", "peek", "picture", "train", "sweep", "fork", "probe",
@@ -128,6 +130,28 @@ def test_a_bug_of_ours_shows_its_traceback_and_asks_for_a_report(bug, monkeypatc
     assert lines[0] == "Traceback (most recent call last):"
     assert lines[-2].endswith("a planted bug")
     assert lines[-1].startswith("this is a bug in featurestream 0.")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(UsageError("no", hint="do", seen=3), 2), (InternalError("a bug"), 70), (KeyError("a bug"), 70)]
+)
+def test_where_lines_are_json_the_error_is_one_too_and_a_bug_has_its_traceback(
+    error, code, monkeypatch, capsys
+) -> None:
+    start_logging("json", command="toy")
+    try:
+        assert end_of(error, monkeypatch) == code
+    finally:
+        start_logging("text")
+    (line,) = capsys.readouterr().err.splitlines()
+    told = json.loads(line)
+    assert (told["level"], told["command"], told["error"], told["exit_code"]) == (
+        "error",
+        "toy",
+        type(error).__name__,
+        code,
+    )
+    assert ("exception" in told) == (code == 70)
 
 
 def test_a_package_that_is_not_installed_is_named_with_the_command_that_installs_it(monkeypatch, capsys) -> None:
