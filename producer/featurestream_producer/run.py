@@ -29,7 +29,7 @@ from featurestream.logs import WARNING, Line
 from featurestream.manifest import Manifest
 from featurestream.manifest_topic import ManifestTopic, StreamFacts
 from featurestream.names import manifest_topic, tap_topic
-from featurestream.ports import Log
+from featurestream.ports import Log, RecordSource
 from featurestream.progress import Progress
 from featurestream.record import MissingSample
 from featurestream.seek import Lanes
@@ -37,7 +37,7 @@ from featurestream.telemetry import Telemetry
 from featurestream.topics import tap_topic_settings
 from featurestream_producer.config import ProduceConfig
 from featurestream_producer.contact import ContactWatch
-from featurestream_producer.data_changes import find_changes
+from featurestream_producer.data_changes import find_changes, find_image_changes
 from featurestream_producer.devices import loader_workers
 from featurestream_producer.distance import Distance, LaneEnds
 from featurestream_producer.health_watch import HealthWatch
@@ -271,10 +271,29 @@ class _Run:
                 topics = [tap_topic(manifest.stream, tap.name) for tap in manifest.taps]
                 self._change_passes(manifest, Lanes(source, manifest.layout, topics).after_end(), facts)
             tail = find_tail(source, manifest, finished, rank.lanes(manifest.lanes))
+            self._check_images(source, facts.manifest)
             so_far = passes_so_far(source, manifest, tail, finished)
         finally:
             source.close()
         return self._go_on(manifest, finished, tail, so_far, progress)
+
+    def _check_images(self, source: RecordSource, manifest: Manifest) -> None:
+        """Raise StreamMismatchError where images at the end of the stream are no longer what they were.
+
+        Where a library that decodes or resizes is another one now, that is why, and a line says so.
+        """
+        prepared = self._prepared
+        lanes = prepared.rank.lanes(manifest.lanes)
+        changes = find_image_changes(source, manifest, prepared.dataset, prepared.transform, lanes)
+        if not changes.repeatable:
+            self._say(f"{WARNING}the transform makes another image each time: rows of this stream cannot be repeated")
+        elif changes.changed and version_warnings(manifest, made_with(prepared.devices[0])):
+            self._say(f"{WARNING}{changes.text()}; libraries are others than when the stream was begun, see above")
+        elif changes.changed:
+            raise StreamMismatchError(
+                f'the images of stream "{manifest.stream}" have changed under their names: {changes.text()}',
+                hint="bring the files back as they were, or name the new stream differently",
+            )
 
     def _wait_for_manifest(self) -> StreamFacts:
         """Return the facts of a stream that rank 0 creates: one rank does, or two might make two different ones."""
