@@ -182,4 +182,4 @@ def test_lanes_stay_open_for_the_next_answer_but_not_too_many(log: MemoryLog) ->
             for line in served.get("/metrics").text.splitlines()
             if line.startswith("featurestream_gateway_idle_lanes ")
         )
-    assert 0 < idle <= 64
+    assert 0 < idle <= 32
