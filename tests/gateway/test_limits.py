@@ -127,6 +127,7 @@ def test_a_client_that_takes_nothing_of_its_answer_is_cut(big: MemoryLog) -> Non
         head, _, body = answer_to(greedy).partition(b"\r\n\r\n")
         length = int(next(line for line in head.split(b"\r\n") if b"content-length" in line).split(b":")[1])
         assert len(body) < length
+        wait_for_gauge(served, "featurestream_gateway_connections", 1)
         assert 'status="200"' in served.get("/metrics").text
 
 
