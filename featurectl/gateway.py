@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from featurestream.experiments import Experiment
     from featurestream.ports import Log
     from featurestream_gateway.programs import Comparison, Picture, Programs
+
+
+#: A lane reads ahead for an answer that may never be asked for: little, because there are many.
+LANE_KBYTES: Final = 1024
+STALL_S: Final = 10.0  # whoever waits for an answer is told soon that Kafka is away
 
 
 def gateway(
@@ -69,7 +74,8 @@ def gateway(
         listeners=listeners,
         idle_s=idle,
     )
-    with options.open_log(bootstrap_servers, kafka_config) as log:
+    limits: dict[str, Any] = {"client_id": "featurestream-gateway", "queue_kbytes": LANE_KBYTES, "stall_s": STALL_S}
+    with options.open_log(bootstrap_servers, kafka_config, **limits) as log:
         serve(settings, log, programs(), on_listening=lambda url: options.say(Line(f"gateway: {url}", url=url)))
 
 

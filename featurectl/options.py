@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -79,15 +79,17 @@ DEFAULT_RUNS: Final = Path("runs")
 DEFAULT_METRICS_HOST: Final = "127.0.0.1"
 
 
-def open_log(bootstrap_servers: str | None, kafka_config: Path | None) -> KafkaLog:
+def open_log(bootstrap_servers: str | None, kafka_config: Path | None, **limits: Any) -> KafkaLog:
     """Return the log of the cluster that the options name; the caller closes it.
+
+    ``limits`` are further arguments of :class:`~featurestream.kafka.KafkaLog`: what readers hold, how long they wait.
 
     Where nothing names a cluster the embedded broker is used, and standard error gets the line that says so.
     """
     from featurestream.cluster import resolve_cluster
     from featurestream.kafka import KafkaLog
 
-    return KafkaLog(resolve_cluster(bootstrap_servers, kafka_config, say=say))
+    return KafkaLog(resolve_cluster(bootstrap_servers, kafka_config, say=say), **limits)
 
 
 @contextmanager

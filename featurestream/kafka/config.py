@@ -144,8 +144,15 @@ def producer_settings(cluster: Cluster, client_id: str, queue_kbytes: int) -> di
 
 
 def reader_settings(cluster: Cluster, client_id: str, queue_kbytes: int) -> dict[str, Any]:
-    """Return the settings of one lane's reader, which reads at most ``queue_kbytes`` ahead (and one fetch)."""
-    return _merged(cluster, client_id, CLIENT | READER | {"queued.max.messages.kbytes": queue_kbytes}, CONSUMER_FIXED)
+    """Return the settings of one lane's reader, which reads at most ``queue_kbytes`` ahead (and one fetch).
+
+    A fetch is no larger than that either; it always brings one record.
+    """
+    bounded = {
+        "queued.max.messages.kbytes": queue_kbytes,
+        "fetch.message.max.bytes": min(READER["fetch.message.max.bytes"], queue_kbytes * 1024),
+    }
+    return _merged(cluster, client_id, CLIENT | READER | bounded, CONSUMER_FIXED)
 
 
 def finder_settings(cluster: Cluster, client_id: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from featurestream_gateway.formats import MEDIA_TYPES, Format, json_bytes, place_text
@@ -18,10 +18,8 @@ from featurestream_gateway.turns import Turn
 SLICE_BYTES: Final = 256 * 1024
 
 
-class JsonAnswer(Response):
+class JsonAnswer(JSONResponse):
     """JSON values as an answer."""
-
-    media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         """Return the bytes of the body."""

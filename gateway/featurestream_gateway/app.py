@@ -51,7 +51,7 @@ def make_app(
     ``on_start`` is called inside the event loop with the gateway that serves.
     """
     meters = Meters()
-    connections = connections or Connections()
+    connections = Connections() if connections is None else connections
     meters.watch(GATEWAY_CONNECTIONS, lambda: len(connections))
 
     @asynccontextmanager

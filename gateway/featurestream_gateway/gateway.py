@@ -25,7 +25,7 @@ from featurestream_gateway.problems import RefusedError
 from featurestream_gateway.programs import Committed, Comparison, Programs, Report
 from featurestream_gateway.ranges import Piece, Range
 from featurestream_gateway.readings import Limit, Readings
-from featurestream_gateway.settings import TURN_S, GatewaySettings
+from featurestream_gateway.settings import GatewaySettings
 from featurestream_gateway.turns import Turns
 from featurestream_gateway.workers import Workers
 
@@ -48,7 +48,7 @@ class Gateway:
         self.looks = Looks(self.workers)
         self.catalogue = Catalogue(log)
         self.readings = Readings(self.catalogue)
-        self.readers = Turns(settings.readers, "readers", wait_s=TURN_S)
+        self.readers = Turns(settings.readers, "readers", wait_s=settings.turn_s)
         self.listeners = Turns(settings.listeners, "live connections", wait_s=0.05)
         self._experiments = Experiments(self.catalogue)
         self._rates = Rates()

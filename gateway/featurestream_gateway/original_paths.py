@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from featurestream.errors import GoneError, UsageError
 from featurestream.position import Position
+from featurestream_gateway import models
 from featurestream_gateway.answers import JsonAnswer
 from featurestream_gateway.formats import choose_format, open_records, size_of
 from featurestream_gateway.gateway import Gateway, split_taps
@@ -25,15 +26,16 @@ router = APIRouter(tags=["the original's paths"])
 
 Current = Annotated[Gateway, Depends(current)]
 EMPTY = "EMPTY"
+BOTH: dict[int | str, dict[str, Any]] = {200: ROWS[200] | {"model": models.Rows | models.OriginalEntry}}
 
 
-@router.get("/data", response_class=Response, responses=ROWS)
+@router.get("/data", response_class=Response, responses=BOTH)
 async def data(gateway: Current, asked: Annotated[DataQuery, Query()], request: Request) -> Response:
     """The oldest batch that is left."""
     return await _answer(gateway, asked, request, None)
 
 
-@router.get("/after", response_class=Response, responses=ROWS)
+@router.get("/after", response_class=Response, responses=BOTH)
 async def after(gateway: Current, asked: Annotated[AfterQuery, Query()], request: Request) -> Response:
     """What was appended strictly after a time."""
     if asked.timestamp is None and asked.cursor is None:

@@ -18,7 +18,7 @@ from featurestream_gateway.problems import RefusedError, TooLargeError
 from featurestream_gateway.ranges import BatchPiece, Piece, Range
 
 IDLE_S: Final = 30.0  # how long lanes stay open for a client that may come back
-IDLE_LANES: Final = 64  # lanes that are open and idle, over all streams: each holds up to some megabytes
+IDLE_LANES: Final = 32  # lanes that are open and idle, over all streams: each holds some megabytes
 FAR: Final = 4  # records of a lane that are passed over rather than opening it anew
 
 

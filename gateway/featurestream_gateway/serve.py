@@ -25,14 +25,19 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which tells the gateway of a signal at once and raises none again when it has ended."""
+    """uvicorn's server, which tells the gateway that it ends, and remembers a signal instead of raising it again."""
 
     gateway: Gateway | None = None
-    signals: list[int]
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self.signals = []
+        self.signals: list[int] = []
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End: live connections first, which would go on for ever."""
+        if self.gateway is not None:
+            self.gateway.end()
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -40,12 +45,9 @@ class _Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        loop = asyncio.get_running_loop()
 
         def end(number: int, frame: FrameType | None) -> None:
             self.signals.append(number)
-            if self.gateway is not None:
-                loop.call_soon_threadsafe(self.gateway.end)  # live connections would go on for ever
             self.handle_exit(number, frame)
 
         before = {number: signal.signal(number, end) for number in SIGNALS}

@@ -57,6 +57,7 @@ class GatewaySettings:
         readers: answers that are read or sent at once.
         listeners: live connections.
         idle_s: seconds in which a client may take nothing of its answer, or send nothing of its request.
+        turn_s: seconds for which a request waits for a reader that is free.
 
     Raises UsageError for limits below 1, and for another address than loopback without a token.
     """
@@ -70,6 +71,7 @@ class GatewaySettings:
     readers: int = DEFAULT_READERS
     listeners: int = DEFAULT_LISTENERS
     idle_s: float = DEFAULT_IDLE_S
+    turn_s: float = TURN_S
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_bytes", "readers", "listeners"):

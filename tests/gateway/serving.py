@@ -30,6 +30,11 @@ class Served:
 
     url: str
     client: httpx.Client
+    server: uvicorn.Server
+
+    def end(self) -> None:
+        """End the gateway as a signal does."""
+        self.server.should_exit = True
 
     def get(self, path: str, *, headers: dict[str, str] | None = None, **parameters: Any) -> httpx.Response:
         """Return the answer to a GET; ``begin`` stands for ``from``."""
@@ -112,7 +117,7 @@ def serving(log: Log, given: Programs | None = None, **settings: Any) -> Iterato
     try:
         url = addresses.get(timeout=20)
         with httpx.Client(base_url=url, timeout=20) as client:
-            yield Served(url, client)
+            yield Served(url, client, servers[0])
     finally:
         servers[0].should_exit = True
         thread.join(20)
