@@ -66,8 +66,13 @@ def train(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N; auto is the first GPU, else the CPU.")] = "auto",
     reporter: Annotated[
         Arguments,
-        typer.Option(metavar="NAME", help="console, jsonl, tensorboard or package.module:function. Default: all."),
+        typer.Option(
+            metavar="NAME",
+            help="console, jsonl, tensorboard, projector, mlflow or package.module:function. "
+            "Default: console, jsonl, tensorboard.",
+        ),
     ] = None,
+    mlflow: options.Mlflow = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between two checkpoints.")] = 30.0,
     keep_checkpoints: Annotated[int, typer.Option(help="Checkpoints kept, the newest; `fork --at` needs some.")] = 2,
     resume: Annotated[
@@ -116,10 +121,12 @@ def train(
         device=device,
         checkpoint_seconds=checkpoint_seconds,
         keep_checkpoints=keep_checkpoints,
-        reporters=reporter or (),
+        reporters=[*reporter, *(["mlflow"] if mlflow else [])] if reporter else (),
     )
+    from featurectl.sprites import pictures_on
     from featurestream_consumer.build import check_config
 
+    options.use_mlflow(mlflow)
     check_config(config)  # before a broker is asked for, or started
     from featurestream_consumer.ranks import join_ranks
     from featurestream_consumer.run import train as run_training
@@ -136,7 +143,14 @@ def train(
                 options.open_log(bootstrap_servers, kafka_config) as log,
             ):
                 result = run_training(
-                    config, log, resume=resume, say=say, progress=leads, ranks=ranks, telemetry=telemetry
+                    config,
+                    log,
+                    resume=resume,
+                    say=say,
+                    progress=leads,
+                    ranks=ranks,
+                    telemetry=telemetry,
+                    pictures=pictures_on(log),
                 )
         except KeyboardInterrupt:
             say(f"stopped; what was learnt up to the last checkpoint is in {runs / name}: the same command goes on")
