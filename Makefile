@@ -10,7 +10,7 @@ SHELL := bash
 # In the order given, whatever -j says: `make check test` ends with the last line of the tests.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all faults soak check bench audit clean
+.PHONY: help quickstart test test-all faults soak check bench audit docs clean
 
 help: ## list what can be made
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 18
@@ -56,9 +56,14 @@ audit: $(INSTALLED) ## compare the installed packages with known advisories; nee
 	@echo "==> audit: pip-audit"
 	@$(BIN)/pip-audit --local --skip-editable
 
+docs: $(INSTALLED) ## build the documentation as a site, strictly, into site/
+	@echo "==> docs: mkdocs build --strict"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "==> docs: open site/index.html"
+
 clean: ## delete caches and built files; keeps .venv, runs and the broker's data
 	@echo "==> clean: caches and built files (delete $(VENV) by hand to set up anew)"
-	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -path './$(VENV)' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Of pip's output only the large downloads are shown. Its errors go to standard error and are shown whole.

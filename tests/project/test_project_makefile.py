@@ -66,6 +66,7 @@ SETUP = [
         ("check", ["ruff check", "ruff format --check", "mypy ", "lint-imports "]),
         ("bench", ["python -m benchmarks"]),
         ("audit", ["pip-audit --local --skip-editable"]),
+        ("docs", ["python -m mkdocs build --strict --quiet"]),
     ],
 )
 def test_a_target_sets_up_once_and_then_does_its_work(venv: Path, target: str, expected: list[str]) -> None:
@@ -113,7 +114,7 @@ def test_a_python_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_make_alone_lists_every_target() -> None:
     listed = {line.split()[1] for line in make().stdout.splitlines() if line.startswith("make ")}
     assert listed == {
-        "help", "quickstart", "test", "test-all", "faults", "soak", "check", "bench", "audit", "clean",
+        "help", "quickstart", "test", "test-all", "faults", "soak", "check", "bench", "audit", "docs", "clean",
     }  # fmt: skip
 
 
@@ -125,7 +126,15 @@ def test_a_soak_lasts_as_long_as_it_is_told_with_the_seed_that_it_is_given(venv:
 
 def test_clean_takes_caches_and_keeps_runs(tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text(encoding="utf-8"), encoding="utf-8")
-    for name in (".mypy_cache", ".ruff_cache", "dist", "featurestream/__pycache__", "runs/E1", ".venv/a/__pycache__"):
+    for name in (
+        ".mypy_cache",
+        ".ruff_cache",
+        "dist",
+        "site",
+        "featurestream/__pycache__",
+        "runs/E1",
+        ".venv/a/__pycache__",
+    ):
         (tmp_path / name).mkdir(parents=True)
     assert make("clean", folder=tmp_path).returncode == 0
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_dir())
