@@ -25,6 +25,7 @@ from featurestream_consumer.optimizers import check_scheduler
 from featurestream_consumer.rank_reading import check_ranks, follow, lead
 from featurestream_consumer.ranks import Ranks
 from featurestream_consumer.reporters.ending import Pictures
+from featurestream_consumer.reporters.registry import finish_late
 from featurestream_consumer.runs import RECORD_NAME, Run, check_run, open_run, read_record
 from featurestream_consumer.shared_reading import Lines, SharedReading
 
@@ -90,6 +91,7 @@ def train(
     ) as run:
         if run.finished:
             say(f"{run.folder} is finished; its weights are in {run.head_path.name}")
+            finish_late(log, config.stream, [run], say=say)
             return _shared(Result.of_finished(run), ranks)
         plan = EpochPlan.of_record(manifest.layout, run.record) or plan
         settle(run, plan, facts)

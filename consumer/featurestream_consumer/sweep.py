@@ -26,8 +26,9 @@ from featurestream_consumer.monitor import export
 from featurestream_consumer.normalization import Normalization, build_normalization
 from featurestream_consumer.reporters import default_reporters
 from featurestream_consumer.reporters.ending import Pictures
+from featurestream_consumer.reporters.registry import finish_late
 from featurestream_consumer.run import find_range, settle
-from featurestream_consumer.runs import RECORD_NAME, check_run, open_run, read_record
+from featurestream_consumer.runs import RECORD_NAME, Run, check_run, open_run, read_record
 from featurestream_consumer.shared_reading import Lines, SharedReading
 
 
@@ -158,6 +159,7 @@ def run_sweep(
     """
     done: dict[str, Outcome] = {}
     opened: list[Experiment] = []
+    finished: list[Run] = []
     normalizations: dict[tuple[tuple[str, ...], str], Normalization] = {}
     # Lines of sixty experiments at each report would be no use; the sweep says which is best.
     quiet = tuple(name for name in default_reporters() if name != "console")
@@ -178,6 +180,7 @@ def run_sweep(
             )
             if run.finished:
                 done[config.name] = Outcome(config, Result.of_finished(run))
+                finished.append(run)
                 continue
             settle(run, plan.range, planned.label_facts)
             shared = normalizations.setdefault((config.taps, config.normalize), build_normalization(config.normalize))
@@ -188,6 +191,8 @@ def run_sweep(
                     pictures=pictures,
                 )
             )  # fmt: skip
+        if finished:
+            finish_late(log, plan.manifest.stream, finished, say=say)
         _say_where(opened, done, say)
         if opened:
             reading = SharedReading(opened, log, plan.manifest, say=say, progress=progress)
