@@ -21,7 +21,7 @@ from featurestream.cluster import VARIABLE, Cluster
 from featurestream.errors import StreamNotFoundError
 from featurestream.kafka import KafkaLog
 from featurestream.manifest_topic import require_manifest
-from featurestream.names import manifest_topic, tap_topic
+from featurestream.names import experiments_topic, manifest_topic, tap_topic
 
 IMAGES = 1438
 EPOCHS = 10  # few for an experiment: the more there are, the less weigh the starts of processes
@@ -161,7 +161,7 @@ class _Bench:
                 process.communicate()
         with KafkaLog(self._cluster) as log:
             for stream in self._streams:
-                log.delete_topics([tap_topic(stream, TAP), manifest_topic(stream)])
+                log.delete_topics([tap_topic(stream, TAP), manifest_topic(stream), experiments_topic(stream)])
 
     def _start_sweep(self) -> subprocess.Popen[str]:
         self._sweeps += 1
