@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -24,6 +25,7 @@ from featurestream_producer.run import produce
 from tests.faults.harm import END_S
 from tests.producing import DELAY
 
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 BROKER_AWAY = BrokerError.exit_code
 
 
@@ -41,6 +43,8 @@ def run_trainer(address: str, fields: dict[str, Any], log: str) -> None:
 
 
 def _into(log: str) -> None:
+    # The server that it is forked from ends with the soak, in whatever way that ends: then so does this.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     torch.set_num_threads(1)
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(file, 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -11,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from featurestream.broker import EmbeddedBroker
+from featurestream.broker import EmbeddedBroker, maven
+from featurestream.broker.jars import install_jars, jar_folder, kafka_version, locked_jars
+from featurestream.broker.java import find_java
 from featurestream.errors import RecordError
 from featurestream.kafka import KafkaLog
 from featurestream.stream import FeatureStream
@@ -21,7 +25,7 @@ from tests.faults.oracle import Files, examine
 from tests.faults.traffic import Traffic
 from tests.faults.witness import WitnessedLog
 from tests.producing import config, write_images
-from tests.support import make_batch_record, make_manifest, publish
+from tests.support import append, create, make_batch_record, make_manifest, publish
 
 pytestmark = pytest.mark.broker
 
@@ -170,3 +174,44 @@ def test_a_byte_that_flips_on_disk_is_named_with_its_place_by_reader_and_oracle(
     verdict = examine(unique, cluster.bootstrap_servers)
     assert verdict.broken == ["A4"]
     assert verdict.violations["A4"][0].startswith(f"{unique}.avgpool, partition 1, offset 4: the checksum")
+
+
+@SLOW
+def test_kafkas_own_tool_finds_the_flipped_byte_in_the_same_batch(
+    doomed: EmbeddedBroker, unique: str, tmp_path: Path, account
+) -> None:
+    """DumpLogSegments, of a jar that the broker does not need: downloaded for this test."""
+    tools = kafka_tools(tmp_path)
+    with KafkaLog(cluster_of(doomed)) as log:
+        manifest = make_manifest(unique, samples=30, lanes=3)
+        create(log, manifest)
+        for batch in range(16):
+            append(log, manifest, [batch])  # a batch of Kafka's for each of ours
+    doomed.down()
+    (_, segment, _) = segments(doomed.home, f"{unique}.avgpool")
+    assert invalid_offsets(tools, segment) == []
+    flip(segment, segment.read_bytes().index(make_batch_record(manifest, 10, "avgpool").payload.tobytes()))
+    assert invalid_offsets(tools, segment) == [3]
+    verdict = examine(unique, cluster_of(doomed).bootstrap_servers)
+    assert [line.split(": ")[0] for line in verdict.violations["A4"]] == [f"{unique}.avgpool, partition 1, offset 3"]
+    account("flipped byte in a stored segment").injected += 1
+
+
+def kafka_tools(folder: Path) -> str:
+    """Return the class path of Kafka's own tools; skips where their jar cannot be had."""
+    context = maven.open_context(folder / "maven")
+    artifact = context.project("org.apache.kafka", "kafka-tools").at_version(kafka_version()).artifact("")
+    try:
+        jar = artifact.resolve()
+    except (OSError, RuntimeError) as error:  # of requests, and of jgo
+        pytest.skip(f"no kafka-tools to be had: {error}")
+    return os.pathsep.join(str(path) for path in [*install_jars(locked_jars(), jar_folder()), jar])
+
+
+def invalid_offsets(tools: str, segment: Path) -> list[int]:
+    """Return the first offset of each batch whose checksum Kafka finds wrong."""
+    command = [find_java().path, "-cp", tools, "org.apache.kafka.tools.DumpLogSegments", "--files", segment]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True, timeout=120)
+    batches = re.findall(r"baseOffset: (\d+) .*?isvalid: (\w+)", done.stdout)
+    assert len(batches) == 5
+    return [int(offset) for offset, valid in batches if valid == "false"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +16,7 @@ from confluent_kafka.admin import AdminClient
 from featurestream.errors import BrokerError
 from featurestream.kafka import KafkaLog
 from featurestream.names import tap_topic
+from tests.faults.cuts import leader_of
 from tests.faults.traffic import Traffic
 from tests.faults.trio import NODES, Trio, trio, trio_properties
 from tests.producer_killing import END_S
@@ -29,12 +33,6 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
     """Three brokers that the tests of this module may kill; each test leaves them running."""
     with trio(tmp_path_factory.mktemp("trio")) as nodes:
         yield nodes
-
-
-def leader_of(nodes: Trio, topic: str, lane: int) -> int:
-    admin = AdminClient({"bootstrap.servers": nodes.cluster.bootstrap_servers})
-    leader: int = admin.list_topics(topic, timeout=30).topics[topic].partitions[lane].leader
-    return leader
 
 
 def wait_until_in_sync(nodes: Trio, *topics: str) -> None:
@@ -136,3 +134,29 @@ def test_a_rolling_restart_loses_nothing(nodes: Trio, unique: str, tmp_path: Pat
             wait_until_in_sync(nodes, *topics)
         one.injected += 1
     one.judge(traffic.verdict(), traffic.stall_s)
+
+
+def own_network() -> str | None:
+    """Return why this machine lets a test have no network of its own, None where it does."""
+    probe = ["unshare", "--net", "ip", "link", "add", "probe0", "type", "bridge"]
+    try:
+        done = subprocess.run(probe, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        return str(error)
+    return done.stderr.strip() or None if done.returncode else None
+
+
+@SLOW
+def test_a_broker_that_is_cut_off_the_network_loses_nothing(tmp_path: Path, account) -> None:
+    if (reason := own_network()) is not None:
+        pytest.skip(f"no network namespaces here: {reason}")
+    one = account("three brokers: network cut of leader and controller")
+    command = ["unshare", "--net", sys.executable, "-m", "tests.faults.cuts", str(tmp_path), "31"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    print("\n".join(found["lines"]))
+    one.injected, one.stall_s = found["injected"], found["stall_s"]
+    one.lost, one.doubled, one.silent = found["lost"], found["doubled"], found["silent"]
+    assert one.lost + one.doubled + one.silent == 0, found["lines"]
+    assert found["lines"][0].startswith("A1 holds")

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from featurestream.broker.config import CLUSTER_ID, HOST, broker_command, server_properties
+from featurestream.broker.archive import find_archive
+from featurestream.broker.config import HOST, broker_command, format_command, server_properties
 from featurestream.broker.jars import install_jars, jar_folder, locked_jars
 from featurestream.broker.java import find_java
 from featurestream.broker.ports import is_free
@@ -84,6 +85,8 @@ class Trio:
         self._mark = f"-Dfeaturestream.home={folder}"
         self._java = find_java()
         self._jars = install_jars(locked_jars(), jar_folder())
+        classes = find_archive(self._java, self._jars, jar_folder())
+        self._archive = classes.options("trio") if classes is not None and classes.file.exists() else []
         free = (port for port in range(21_000, 32_000) if is_free(port))
         self._ports = {node: (next(free), next(free)) for node in NODES}
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -91,9 +94,9 @@ class Trio:
             home = folder / f"node-{node}"
             home.mkdir(parents=True)
             (home / "server.properties").write_text(trio_properties(node, self._ports, self.hosts))
-            command = broker_command(self._java, self._jars, self._mark)[:-2]
-            tool = ["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", "server.properties"]
-            subprocess.run([*command, *tool], cwd=home, check=True, capture_output=True, timeout=END_S)
+            subprocess.run(
+                format_command(self._java, self._jars), cwd=home, check=True, capture_output=True, timeout=END_S
+            )
 
     @property
     def cluster(self) -> Cluster:
