@@ -51,13 +51,15 @@ STREAM = "soak"
 TRAINERS = 5
 EVERY_S = 0.5  # between two samples
 START_S = 300.0  # a machine that is busy with other things gets time
-WARM_S = 5.0  # of each life: what a program takes while it starts is no growth
+WARM_S = 8.0  # of each life: what a program takes while it starts is no growth
 LIFE = 60  # batches after which the reader is closed, and goes on as another object
 FAULTS = (
     "broker SIGKILL", "broker SIGSTOP", "torn tail", "producer SIGKILL", "trainer SIGKILL", "trainer SIGSTOP",
 )  # fmt: skip
 #: What may be the growth over a whole run, by the lower end of the interval: what is more is growth for certain.
 ALLOWED = {"memory": 32.0, "descriptors": 4.0, "threads": 4.0}
+#: Of ours. The broker's memory is Kafka's, and grows until its heap has the size that it may have: it is shown.
+JUDGED = ("producer", "trainer")
 UNITS = {"memory": "MiB", "descriptors": "", "threads": ""}
 
 
@@ -173,7 +175,7 @@ class Outcome:
         return [
             f"{what} of the {role}"
             for (role, what), slope in self.slopes.items()
-            if slope is not None and slope.low * self.minutes > ALLOWED[what]
+            if role in JUDGED and slope is not None and slope.low * self.minutes > ALLOWED[what]
         ]
 
     def lines(self) -> list[str]:
@@ -316,7 +318,7 @@ def experiment(runs: Path, number: int) -> dict[str, Any]:
     """Return a trainer's configuration: they differ in tap, seed, size of the head and of the batches."""
     return {
         "name": f"E{number}", "stream": STREAM, "taps": ("late", "early")[number % 2], "seed": number,
-        "head_args": {"hidden": 8 + number, "dropout": 0.2}, "epochs": 1_000_000, "batch_size": 5 + 3 * number,
+        "head_args": {"hidden": 8 + number, "dropout": 0.2}, "epochs": 10_000, "batch_size": 5 + 3 * number,
         "runs": runs, "device": "cpu", "reporters": ("jsonl",), "checkpoint_seconds": 1.0,
     }  # fmt: skip
 
@@ -352,13 +354,13 @@ def digest(state: Any) -> str:
             hashed.update(value.detach().cpu().contiguous().numpy().tobytes())
         elif isinstance(value, dict):
             for key in sorted(value, key=str):
-                hashed.update(str(key))
+                hashed.update(str(key).encode())
                 add(value[key])
         elif isinstance(value, (list, tuple)):
             for item in value:
                 add(item)
         else:
-            hashed.update(repr(value))
+            hashed.update(repr(value).encode())
 
     add(state)
     return hashed.hexdigest()

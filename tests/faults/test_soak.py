@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.faults.soak import soak
+from tests.faults.oracle import Verdict
+from tests.faults.slopes import Slope
+from tests.faults.soak import Outcome, soak
 
-pytestmark = pytest.mark.broker
+
+def test_what_grows_for_certain_is_named_and_a_broker_may_fill_its_heap() -> None:
+    """In two minutes 32 MiB and 4 threads are allowed: 15 a minute at the least is less than that, 17 is more."""
+    slopes = {
+        ("broker", "memory"): Slope(90, 80, 100),
+        ("producer", "memory"): Slope(16, 15, 17),
+        ("trainer", "memory"): Slope(18, 17, 19),
+        ("trainer", "threads"): Slope(3, -1, 7),
+        ("trainer", "descriptors"): None,
+    }
+    outcome = Outcome(1, 2.0, Counter({"broker SIGKILL": 3}), {"producer": 2}, 10, 20, 1.5, Verdict(), slopes)
+    assert outcome.growing == ["memory of the trainer"]
+    assert outcome.lines()[0] == "soak of 2 min, seed 1: 3 faults (3 x broker SIGKILL)"
+    assert "trainer   memory        +18.000 MiB/min   95 %: +17.000 to +19.000" in outcome.lines()
+    assert outcome.lines()[-1] == "growing: memory of the trainer"
 
 
+@pytest.mark.broker
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("minutes", "seed"), [(1, 17), pytest.param(5, 18, marks=pytest.mark.slow)])
 def test_random_faults_leave_nothing_behind(tmp_path: Path, record_property, *, minutes: float, seed: int) -> None:
