@@ -70,7 +70,6 @@ class Program:
     arguments: tuple[Any, ...]
     process: ForkServerProcess | None = None
     lives: int = 0
-    said: int = 0  # times that it ended in words because nobody answered
 
     def start(self) -> None:
         """Start it, and no thread or client is forked with it."""
@@ -92,7 +91,6 @@ class Program:
         if self.process.exitcode is not None:
             if self.process.exitcode != BROKER_AWAY:
                 raise AssertionError(f"{self.role} ended with {self.process.exitcode}: see {self.arguments[-1]}")
-            self.said += 1
             self.start()
 
     def kill(self) -> None:

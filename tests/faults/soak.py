@@ -138,14 +138,11 @@ class Follower:
                             lines.write(*words)
                         state = stream.state_dict()
                         self._waiting(0)
-            except BrokerError:
-                continue
-            except TimeoutError:
+            except (BrokerError, TimeoutError):  # who opens a stream while nobody answers asks again
                 continue
             except FeatureStreamError as error:
                 self.error = str(error)
                 return
-            self._at = state
 
     def _waiting(self, _: float) -> None:
         if self.total is not None:

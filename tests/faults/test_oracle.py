@@ -41,6 +41,11 @@ def test_running_the_oracle_loads_nothing_of_ours():
     assert [name for name in loaded if name.startswith("feature")] == []
 
 
+def test_the_page_on_reliability_says_what_it_asserts():
+    page = (ORACLE.parents[2] / "docs" / "reliability.md").read_text(encoding="utf-8")
+    assert [name for name, text in ASSERTIONS.items() if f"| {name} | {text}" not in page] == []
+
+
 @pytest.mark.parametrize("file", sorted(GOLDEN.glob("*.msgpack")), ids=lambda file: file.stem)
 def test_it_finds_in_the_golden_records_what_stands_beside_them(file: Path):
     expected = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))

@@ -67,7 +67,8 @@ def harmed(nodes: Trio, stream: str, folder: Path, seed: int) -> tuple[Traffic, 
     return traffic, chance, [tap_topic(stream, tap.name) for tap in traffic.manifest.taps]
 
 
-@pytest.mark.parametrize("seed", [21, pytest.param(22, marks=SLOW), pytest.param(23, marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("seed", [21, 22, 23])
 def test_a_leader_that_is_killed_loses_nothing(nodes: Trio, unique: str, tmp_path: Path, account, *, seed: int) -> None:
     one = account("three brokers: SIGKILL of a lane's leader")
     traffic, chance, topics = harmed(nodes, unique, tmp_path, seed)
