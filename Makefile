@@ -10,19 +10,33 @@ SHELL := bash
 # In the order given, whatever -j says: `make check test` ends with the last line of the tests.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check bench clean
+.PHONY: help quickstart test test-all faults soak check bench audit docs clean
 
 help: ## list what can be made
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 18
 
 quickstart: $(INSTALLED) ## set up, start the embedded Kafka, run the whole main job on real images
 	@echo "==> quickstart: the embedded Kafka, then the demo: images -> features -> three experiments"
 	@$(BIN)/featurectl broker up
 	@$(BIN)/featurectl demo
 
-test: $(INSTALLED) ## run all tests, on a real Kafka that they start themselves
+test: $(INSTALLED) ## run all tests but the slow ones, on a real Kafka that they start themselves
 	@echo "==> test: pytest"
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(INSTALLED) ## run all tests and those that take minutes: every fault, three brokers, five minutes of soak
+	@echo "==> test-all: pytest"
 	@$(BIN)/python -m pytest
+
+faults: $(INSTALLED) ## kill, stop, cut off and corrupt everything; one line a fault, the mutants, the soak's slopes
+	@echo "==> faults: every fault on real brokers, and the oracle's verdict"
+	@$(BIN)/python -m tests.faults
+
+MINUTES ?= 30
+SEED := $(or $(SEED),$(shell echo $$RANDOM))
+soak: $(INSTALLED) ## a producer, five trainers and random faults for MINUTES=30, from SEED; the oracle at the end
+	@echo "==> soak: $(MINUTES) minutes of random faults, seed $(SEED)"
+	@$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)
 
 check: $(INSTALLED) ## lint, format, types, imports; changes nothing
 	@echo "==> check: ruff check"
@@ -38,9 +52,18 @@ bench: $(INSTALLED) ## measure against bare loops over the same bytes, as ratios
 	@echo "==> bench: featurestream against bare loops, in one run"
 	@$(BIN)/python -m benchmarks
 
+audit: $(INSTALLED) ## compare the installed packages with known advisories; needs the network
+	@echo "==> audit: pip-audit"
+	@$(BIN)/pip-audit --local --skip-editable
+
+docs: $(INSTALLED) ## build the documentation as a site, strictly, into site/
+	@echo "==> docs: mkdocs build --strict"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "==> docs: open site/index.html"
+
 clean: ## delete caches and built files; keeps .venv, runs and the broker's data
 	@echo "==> clean: caches and built files (delete $(VENV) by hand to set up anew)"
-	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -path './$(VENV)' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Of pip's output only the large downloads are shown. Its errors go to standard error and are shown whole.

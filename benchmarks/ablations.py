@@ -21,10 +21,10 @@ from featurestream.cluster import VARIABLE, Cluster
 from featurestream.errors import StreamNotFoundError
 from featurestream.kafka import KafkaLog
 from featurestream.manifest_topic import require_manifest
-from featurestream.names import manifest_topic, tap_topic
+from featurestream.names import experiments_topic, manifest_topic, tap_topic
 
 IMAGES = 1438
-EPOCHS = 2
+EPOCHS = 10  # few for an experiment: the more there are, the less weigh the starts of processes
 BATCH = 64
 HIDDEN = 64
 TAP = "avgpool"
@@ -40,6 +40,7 @@ def run(
     cluster: Cluster,
     *,
     images: int = IMAGES,
+    epochs: int = EPOCHS,
     rates: Sequence[float] = RATES,
     dropouts: Sequence[float] = DROPOUTS,
     seeds: Sequence[int] = SEEDS,
@@ -48,7 +49,7 @@ def run(
     """Measure the sweep over all combinations of ``rates``, ``dropouts`` and ``seeds``; all runs are processes."""
     count = len(rates) * len(dropouts) * len(seeds)
     with tempfile.TemporaryDirectory(prefix="featurestream-ablations-") as name:
-        bench = _Bench(cluster, Path(name), images, {"rates": rates, "dropouts": dropouts, "seeds": seeds})
+        bench = _Bench(cluster, Path(name), images, epochs, {"rates": rates, "dropouts": dropouts, "seeds": seeds})
         runs: dict[str, list[Run]] = {"traditional": [], "live": [], "sweep": [], "trains": []}
         try:
             for repeat in range(repeats):
@@ -64,7 +65,7 @@ def run(
     shown = {way: f"{1 / rate(runs, way):.1f}" for way in runs}
     return Report(
         theme="ablations",
-        question=f"Wall time of {count} experiments (MLP {HIDDEN}, AdamW) in one sweep, over {EPOCHS} augmented epochs "
+        question=f"Wall time of {count} experiments (MLP {HIDDEN}, AdamW) in one sweep, over {epochs} augmented epochs "
         f"of {images:,} digits, {AUGMENTED_SIZE} x {AUGMENTED_SIZE} pixels, through a frozen ResNet-18 on the CPU. "
         "With the extraction, which happens once: `produce` and a `sweep` that follows it live, from the start of the "
         "one to the end of both, against a plain torch loop (DataLoader, forward, one head) for one experiment. "
@@ -99,9 +100,12 @@ def _timed(work: Callable[[], None]) -> Run:
 class _Bench:
     """The images, the sweep file, and what is done with them."""
 
-    def __init__(self, cluster: Cluster, folder: Path, images: int, grid: dict[str, Sequence[float]]) -> None:
+    def __init__(
+        self, cluster: Cluster, folder: Path, images: int, epochs: int, grid: dict[str, Sequence[float]]
+    ) -> None:
         self._cluster = cluster
         self._folder = folder
+        self._epochs = epochs
         self._grid = grid
         self._streams: list[str] = []
         self._processes: list[subprocess.Popen[str]] = []
@@ -112,7 +116,7 @@ class _Bench:
         """Run the plain loop."""
         _finish(
             self._start(
-                "benchmarks.traditional", str(self._table), f"--epochs={EPOCHS}", f"--batch-size={BATCH}",
+                "benchmarks.traditional", str(self._table), f"--epochs={self._epochs}", f"--batch-size={BATCH}",
                 f"--hidden={HIDDEN}",
             )
         )  # fmt: skip
@@ -123,7 +127,7 @@ class _Bench:
         producer = self._featurectl(
             "produce", str(self._table), "--stream", self._streams[-1], "--model", "resnet18", "--weights", "random",
             "--tap", TAP, "--transform", "featurectl.samples:augment", "--image-size", str(AUGMENTED_SIZE),
-            "--passes", str(EPOCHS), "--batch-size", str(BATCH), "--device", "cpu",
+            "--passes", str(self._epochs), "--batch-size", str(BATCH), "--device", "cpu",
         )  # fmt: skip
         self._await_stream(producer)
         sweep = self._start_sweep()
@@ -144,7 +148,7 @@ class _Bench:
                             "train", self._streams[-1], "--tap", TAP, "--name", f"e-{rate_}-{dropout}-{seed}",
                             "--head", "mlp", "--head-arg", f"hidden={HIDDEN}", "--head-arg", f"dropout={dropout}",
                             "--optimizer", "AdamW", "--optimizer-arg", f"lr={rate_}", "--seed", str(seed),
-                            "--epochs", str(EPOCHS), "--batch-size", str(BATCH), "--device", "cpu",
+                            "--epochs", str(self._epochs), "--batch-size", str(BATCH), "--device", "cpu",
                             "--runs", str(self._folder / "trains"),
                         )
                     )  # fmt: skip
@@ -157,14 +161,14 @@ class _Bench:
                 process.communicate()
         with KafkaLog(self._cluster) as log:
             for stream in self._streams:
-                log.delete_topics([tap_topic(stream, TAP), manifest_topic(stream)])
+                log.delete_topics([tap_topic(stream, TAP), manifest_topic(stream), experiments_topic(stream)])
 
     def _start_sweep(self) -> subprocess.Popen[str]:
         self._sweeps += 1
         file = self._folder / f"sweep-{self._sweeps}.yaml"
         settings = {
             "stream": self._streams[-1],
-            "epochs": EPOCHS,
+            "epochs": self._epochs,
             "base": {
                 "tap": TAP, "head": "mlp", "head_args": {"hidden": HIDDEN}, "optimizer": "AdamW", "batch_size": BATCH,
                 "device": "cpu",

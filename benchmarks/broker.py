@@ -9,13 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import confluent_kafka
+import psutil
 
 from benchmarks.report import package_versions
 from featurestream.broker import EmbeddedBroker
+from featurestream.broker.config import DATA
 from featurestream.broker.jars import kafka_version
 from featurestream.broker.java import find_java
 from featurestream.cluster import Cluster
 from featurestream.kafka import KafkaLog
+
+MARK = "-Dfeaturestream.home="  # by which an embedded broker's process is known
 
 
 @contextmanager
@@ -39,6 +43,21 @@ def topics(log: KafkaLog, names: Sequence[str], lanes: int, settings: Mapping[st
         yield
     finally:
         log.delete_topics(names)
+
+
+def log_bytes(cluster: Cluster, topic: str) -> int:
+    """Return the bytes of a topic's segments on the disk of an embedded broker of this machine, over all lanes."""
+    folders = (_home(cluster) / DATA).glob(f"{topic}-[0-9]*")
+    return sum(segment.stat().st_size for folder in folders for segment in folder.glob("*.log"))
+
+
+def _home(cluster: Cluster) -> Path:
+    for process in psutil.process_iter(["cmdline"]):
+        for word in process.info["cmdline"] or ():
+            home = Path(word.removeprefix(MARK))
+            if word.startswith(MARK) and EmbeddedBroker(home).status().bootstrap_servers == cluster.bootstrap_servers:
+                return home
+    raise RuntimeError(f"no embedded broker of this machine listens at {cluster.bootstrap_servers}")
 
 
 def unique(name: str) -> str:

@@ -1,33 +1,45 @@
-"""The producer, from image files to acknowledged records, against the bare forward on preloaded batches."""
+"""The producer, from images to acknowledged records, against the bare forward on preloaded batches.
+
+And what it takes to go on after a kill, and what a second process on the same machine brings.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import statistics
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks import preloaded
 from benchmarks.broker import client_versions, unique
 from benchmarks.measure import Clock, Run, cpu_ms, in_turn, rate, ratio
-from benchmarks.report import Report, Table, package_versions
+from benchmarks.report import ROOT, Report, Table, package_versions
 from featurectl.samples import write_samples
-from featurestream.cluster import Cluster
+from featurestream.cluster import VARIABLE, Cluster
 from featurestream.kafka import KafkaLog
 from featurestream.names import manifest_topic, tap_topic
 from featurestream_producer.config import ProduceConfig
 from featurestream_producer.loader import BatchPlan, load_batch
 from featurestream_producer.prepare import Prepared, prepare
-from featurestream_producer.run import publish
-from featurestream_producer.worker import Stages
+from featurestream_producer.run import Result, publish
+from featurestream_producer.stages import Stages
+from featurestream_producer.taps import DTYPES, parse_taps
 
 TAPS = ("layer2:gap", "layer3:gap", "avgpool")
 GOAL = 0.98  # where decoding is not the limit
+LOOK_S = 0.01
 
 
 def write_digits(folder: Path, _images: int) -> Path:
@@ -48,43 +60,81 @@ def write_photos(folder: Path, images: int) -> Path:
     return folder
 
 
+def no_files(_folder: Path, _images: int) -> str:
+    """Return the data set whose images are in memory, as the backbone takes them."""
+    return preloaded.DATASET
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """Images, and what is done with them."""
 
     title: str
-    write: Callable[[Path, int], Path]
+    write: Callable[[Path, int], Path | str]
     images: int
     image_size: int
     batch_size: int
     passes: int = 1
     model: str = "resnet18"
+    taps: tuple[str, ...] = TAPS
+    autocast: str | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether no image has to be decoded."""
+        return self.write is no_files
+
+    def config(self, data: str, stream: str) -> ProduceConfig:
+        """Return the configuration of one run."""
+        more: dict[str, Any] = {"transform": preloaded.TRANSFORM, "split": str(self.images)} if self.ready else {}
+        return ProduceConfig(
+            data=data, stream=stream, model=self.model, weights="random", taps=self.taps, devices=("cpu",),
+            image_size=self.image_size, batch_size=self.batch_size, passes=self.passes, autocast=self.autocast, **more,
+        )  # fmt: skip
 
 
 CASES = (
     Case("digits, 8 x 8 PNG", write_digits, images=1438, image_size=64, batch_size=64),
     Case("photos, 500 x 375 JPEG", write_photos, images=128, image_size=224, batch_size=16),
-)
+    Case("in memory", no_files, images=512, image_size=preloaded.SIZE, batch_size=32),
+    Case("in memory", no_files, images=256, image_size=preloaded.SIZE, batch_size=32, model="resnet50"),
+    Case(
+        "in memory, bfloat16", no_files, images=512, image_size=preloaded.SIZE, batch_size=32, model="resnet50",
+        autocast="bfloat16",
+    ),
+    Case(
+        "in memory", no_files, images=64, image_size=preloaded.SIZE, batch_size=16, model="vit_b_16",
+        taps=("encoder.ln:cls",),
+    ),
+)  # fmt: skip
+KILLED_AT = 8  # batches
+SCALED = Case("digits, 8 x 8 PNG", write_digits, images=1438, image_size=64, batch_size=32)
 
 
-def run(cluster: Cluster, *, cases: Sequence[Case] = CASES, repeats: int = 3) -> Report:
-    """Measure every case on the CPU."""
-    speeds, stages = [], []
+def run(
+    cluster: Cluster, *, cases: Sequence[Case] = CASES, scaled: Case | None = SCALED, kills: int = 3, repeats: int = 3
+) -> Report:
+    """Measure every case on the CPU; with ``scaled``, ``kills`` restarts and two processes beside one."""
+    speeds, stages, restarts, scaling = [], [], [], []
     with tempfile.TemporaryDirectory(prefix="featurestream-images-") as folder, KafkaLog(cluster) as log:
         for number, case in enumerate(cases):
             found = _Comparison(case, str(case.write(Path(folder) / str(number), case.images)), log, repeats)
             speeds.append(found.speeds())
             stages.append(found.stages())
+        if scaled is not None:
+            data = str(scaled.write(Path(folder) / "scaled", scaled.images))
+            restarts = _restarts(cluster, log, data, scaled, kills)
+            scaling = _scaling(log, data, scaled, repeats)
     return Report(
         theme="produce",
-        question="Images a second of `produce`, from image files to acknowledged records, against the bare forward of "
-        f"the same model on the same batches, decoded before: taps {', '.join(TAPS)}; the bare forward ends with the "
-        f"last of them. On the CPU, with {torch.get_num_threads()} threads each.",
+        question="Images a second of `produce`, from images to acknowledged records, against the bare forward of "
+        f"the same model on the same batches, decoded before. On the CPU, with {torch.get_num_threads()} threads each.",
         tables=[
-            Table(("images", "model", "pixels", "bare img/s", "produce img/s", "ratio", "goal"), speeds),
+            Table(("images", "model", "pixels", "bare img/s", "produce img/s", "ratio", "goal", "by CPU"), speeds),
             Table(
                 (
                     "images",
+                    "model",
                     "decode ms",
                     "forward ms",
                     "produce ms",
@@ -95,17 +145,102 @@ def run(cluster: Cluster, *, cases: Sequence[Case] = CASES, repeats: int = 3) ->
                 ),
                 stages,
             ),
+            Table(("after", "first record s", "/ a fresh start"), restarts),
+            Table(("processes, of one thread each", "img/s", "/ one"), scaling),
         ],
         remarks=[
             f"Medians of {repeats} repeats in turn, the ratio with its smallest and largest. The clock runs from the "
-            "first batch to the last acknowledgement; opening data and model is not counted.",
+            "first batch to the last acknowledgement; opening data and model is not counted. `by CPU`: the same ratio "
+            "of the CPU time that an image takes in this process; of the wall the broker takes a part too.",
             "The milliseconds are of CPU, an image: of decoding alone (read, decompress, resize, normalise), of the "
             "bare forward, and of the producer in all. Where the forward keeps all cores busy, decoding must take its "
             "share of them: possible is the ratio if nothing else cost anything. The last three columns are where the "
             "producer's own clock says that its computing thread spent the time.",
+            f"After SIGKILL at {KILLED_AT} batches: from the start of the same command to its first record on the log, "
+            "against the start of the first one; importing torch is most of both. "
+            "Two processes share what one process has alone.",
         ],
         versions={**package_versions("torch", "torchvision", "pillow", "numpy"), **client_versions()},
     )
+
+
+def _restarts(cluster: Cluster, log: KafkaLog, data: str, case: Case, kills: int) -> list[tuple[str, ...]]:
+    """Kill a producer and start it again; return the seconds to the first record, of fresh starts and of restarts."""
+    fresh, again = [], []
+    for _ in range(kills):
+        stream = unique("kill")
+        command = [
+            *(sys.executable, "-m", "featurectl", "produce", data, "--stream", stream, "--model", case.model),
+            *("--weights", "random", "--image-size", str(case.image_size), "--batch-size", str(case.batch_size)),
+            *("--device", "cpu", "--passes", "100", *(word for tap in case.taps for word in ("--tap", tap))),
+        ]
+        topic = tap_topic(stream, parse_taps(list(case.taps))[-1].name)
+        try:
+            fresh.append(_first_record(cluster, log, command, topic))
+            again.append(_first_record(cluster, log, command, topic))
+        finally:
+            log.delete_topics([name for name in log.topics() if name.startswith(f"{stream}.")])
+    ratios = [one / other for one, other in zip(again, fresh, strict=True)]
+    return [
+        ("nothing: a fresh start", f"{statistics.median(fresh):.1f}", ""),
+        ("kill -9", f"{statistics.median(again):.1f}", f"{statistics.median(ratios):.2f}"),
+    ]
+
+
+def _first_record(cluster: Cluster, log: KafkaLog, command: Sequence[str], topic: str) -> float:
+    """Run a command, and kill it when it has published some batches; return the seconds to the first of them."""
+    source = log.source()
+
+    def records() -> int:
+        return sum(source.bounds(topic, lane).high for lane in range(log.topics().get(topic, 0)))
+
+    before, first_s = records(), None
+    began = time.perf_counter()
+    environment = os.environ | {VARIABLE: cluster.bootstrap_servers}
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while (added := records() - before) < KILLED_AT:
+                if added and first_s is None:
+                    first_s = time.perf_counter() - began
+                if process.poll() is not None:
+                    raise RuntimeError(f"the producer ended: {process.communicate()[1]}")
+                time.sleep(LOOK_S)
+        finally:
+            process.kill()
+            source.close()
+    return time.perf_counter() - began if first_s is None else first_s
+
+
+def _scaling(log: KafkaLog, data: str, case: Case, repeats: int) -> list[tuple[str, ...]]:
+    """Return images a second of one process and of two, each with one thread."""
+    threads = torch.get_num_threads()
+
+    def run(processes: int) -> Run:
+        torch.set_num_threads(processes)  # they are shared out among the processes
+        config = case.config(data, unique("scale")).model_copy(update={"devices": ("cpu",) * processes})
+        result, cpu_s = _published(prepare(config), log)
+        return Run(result.rows / result.stages.thread_s, cpu_s)
+
+    try:
+        runs = in_turn({"1": lambda: run(1), "2": lambda: run(2)}, repeats)
+    finally:
+        torch.set_num_threads(threads)
+    return [("1", f"{rate(runs, '1'):,.0f}", ""), ("2", f"{rate(runs, '2'):,.0f}", str(ratio(runs, "2", "1")))]
+
+
+def _published(prepared: Prepared, log: KafkaLog) -> tuple[Result, float]:
+    """Publish a whole stream, and delete it; return what the producer says, and the CPU seconds of an image."""
+    manifest = prepared.manifest
+    try:
+        clock = Clock()
+        result = publish(prepared, log, say=lambda _line: None)
+        whole = clock.stop(max(result.rows, 1))
+    finally:
+        names = [tap_topic(manifest.stream, tap.name) for tap in manifest.taps]
+        log.delete_topics([*names, manifest_topic(manifest.stream)])
+    if not result.finished or result.rows != manifest.data.samples * (manifest.passes or 1):
+        raise RuntimeError(f"the producer did not publish all rows: {result}")
+    return result, whole.cpu_s
 
 
 class _Comparison:
@@ -121,7 +256,7 @@ class _Comparison:
         self._batches = _load(prepared)
         self._images = sum(map(len, self._batches))
         self._decode_ms = 1000 * clock.stop(self._images).cpu_s
-        self._trunk = nn.Sequential(*list(prepared.backbone.model.children())[:-1])  # all but the classifier
+        self._prepared = prepared
         self._runs = in_turn({"bare": self._bare, "ours": self._produce}, repeats)
 
     def speeds(self) -> tuple[str, ...]:
@@ -134,6 +269,7 @@ class _Comparison:
             *(f"{rate(self._runs, name):,.0f}" for name in ("bare", "ours")),
             str(found),
             found.against(GOAL),
+            f"{cpu_ms(self._runs, 'bare') / cpu_ms(self._runs, 'ours'):.3f}",
         )
 
     def stages(self) -> tuple[str, ...]:
@@ -143,42 +279,29 @@ class _Comparison:
         totals = [sum(column) for column in zip(*waited, strict=True)]
         return (
             self._case.title,
+            self._case.model,
             *(f"{ms:.2f}" for ms in (self._decode_ms, forward_ms, cpu_ms(self._runs, "ours"))),
-            f"{forward_ms / (forward_ms + self._decode_ms):.2f}",
+            f"{forward_ms / (forward_ms + self._decode_ms):.3f}",
             *(f"{total / math.fsum(totals):.0%}" for total in totals),
         )
 
     def _prepare(self, stream: str) -> Prepared:
-        case = self._case
-        return prepare(
-            ProduceConfig(
-                data=self._data, stream=stream, model=case.model, weights="random", taps=TAPS, devices=("cpu",),
-                image_size=case.image_size, batch_size=case.batch_size, passes=case.passes,
-            )
-        )  # fmt: skip
+        return prepare(self._case.config(self._data, stream))
 
     def _bare(self) -> Run:
+        model, autocast = self._prepared.backbone.model, self._case.autocast
+        dtype = None if autocast is None else DTYPES[autocast]
         clock = Clock()
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
             for _ in range(self._case.passes):
                 for images_BCHW in self._batches:
-                    self._trunk(images_BCHW)
+                    model(images_BCHW)
         return clock.stop(self._images * self._case.passes)
 
     def _produce(self) -> Run:
-        prepared = self._prepare(unique("produce"))
-        manifest = prepared.manifest
-        try:
-            clock = Clock()
-            result = publish(prepared, self._log, say=lambda _line: None)
-            whole = clock.stop(max(result.rows, 1))
-        finally:
-            names = [tap_topic(manifest.stream, tap.name) for tap in manifest.taps]
-            self._log.delete_topics([*names, manifest_topic(manifest.stream)])
-        if not result.finished or result.rows != self._images * self._case.passes:
-            raise RuntimeError(f"the producer published {result.rows} rows")
+        result, cpu_s = _published(self._prepare(unique("produce")), self._log)
         self._stages.append(result.stages)
-        return Run(result.images_per_s, whole.cpu_s)
+        return Run(result.rows / result.stages.thread_s, cpu_s)
 
 
 def _load(prepared: Prepared) -> list[Tensor]:

@@ -126,7 +126,7 @@ def _report(error: Exception) -> int:
     error = _in_our_words(error)
     if is_json():
         code = error.exit_code if isinstance(error, FeatureStreamError) else OUR_BUG
-        fail(error, code)
+        fail(error, code, with_traceback=code == OUR_BUG)
         return code
     if isinstance(error, FeatureStreamError) and error.exit_code != OUR_BUG:
         typer.echo(f"{typer.style('error:', fg='red')} {' '.join(str(error).split())}", err=True)

@@ -22,11 +22,11 @@ def fork(
         str | None,
         typer.Option(
             metavar="PLACE",
-            help="batch:N, the newest checkpoint that has batch N still before it; or step:N. [default: the newest]",
+            help="batch:N, the newest checkpoint that has batch N still before it; or step:N. Default: the newest.",
         ),
     ] = None,
     runs: Annotated[
-        Path | None, typer.Option("--runs", metavar="DIR", help="The folder of run folders. [default: RUN's own]")
+        Path | None, typer.Option("--runs", metavar="DIR", help="The folder of run folders. Default: RUN's own.")
     ] = None,
     bootstrap_servers: options.BootstrapServers = None,
     kafka_config: options.KafkaConfig = None,
@@ -37,7 +37,9 @@ def fork(
     from featurestream_consumer.config import parse_arguments
     from featurestream_consumer.fork import check_fork
     from featurestream_consumer.fork import fork as run_fork
+    from featurestream_consumer.ranks import refuse_ranks
 
+    refuse_ranks("featurectl fork")
     changes = parse_arguments(change or [], dotted=True)
     folder = check_fork(run, name=name, changes=changes, at=at, runs=runs)  # before a broker is asked for, or started
     try:

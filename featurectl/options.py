@@ -73,7 +73,14 @@ MetricsHost = Annotated[
     ),
 ]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder of run folders.")]
-
+Mlflow = Annotated[
+    str | None,
+    typer.Option(
+        "--mlflow",
+        metavar="URI",
+        help="Report to this MLflow tracking server too, else to $MLFLOW_TRACKING_URI.",
+    ),
+]
 
 DEFAULT_RUNS: Final = Path("runs")
 DEFAULT_METRICS_HOST: Final = "127.0.0.1"
@@ -104,6 +111,21 @@ def open_metrics(port: int | None, host: str, *, rank: int = 0) -> Iterator[Tele
     with serve(port + rank if port else 0, host) as telemetry:
         say(Line(f"metrics: {telemetry.url}", metrics=telemetry.url))
         yield telemetry
+
+
+def use_mlflow(uri: str | None) -> None:
+    """Name the tracking server that experiments report to, where one was given; MLflow must be installed then.
+
+    It is named as MLflow's users do it, in the environment: a URI may hold a password, and no run's record should.
+    """
+    if uri is None:
+        return
+    import os
+
+    from featurestream_consumer.reporters.mlflow import VARIABLE, check_installed
+
+    check_installed()
+    os.environ[VARIABLE] = uri
 
 
 def say(line: str) -> None:

@@ -24,7 +24,7 @@ def peek(
     *,
     stream: Annotated[str, typer.Argument(help="The stream.")],
     tap: Annotated[
-        list[str] | None, typer.Option(metavar="TAP", help="Only this tap; may be given again. [default: all]")
+        list[str] | None, typer.Option(metavar="TAP", help="Only this tap; may be given again. Default: all.")
     ] = None,
     start: options.From = "earliest",
     until: options.Until = None,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from featurestream.ports import Log, RecordSource
     from featurestream.record import Record
     from featurestream_producer.remake import Check, Place, Remaker
+
+
+#: Code of ours that a manifest may name: the demo's transform.
+OUR_CODE: Final = ("featurectl.samples:augment",)
 
 
 def picture(
@@ -40,6 +45,10 @@ def picture(
     root: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the folder that the producer got as --root is now.")
     ] = None,
+    trust: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A package.module:function that the manifest names and that may be called."),
+    ] = None,
     bootstrap_servers: options.BootstrapServers = None,
     kafka_config: options.KafkaConfig = None,
     as_json: options.Json = False,
@@ -53,7 +62,7 @@ def picture(
 
     file = _output(stream, batch, row, view, grid=grid, output=output)
     with options.open_log(bootstrap_servers, kafka_config) as log:
-        shown = show(log, stream, batch, row, view, data=data, root=root)
+        shown = show(log, stream, batch, row, view, data=data, root=root, trusted=tuple(trust or ()))
     _write(shown.image, file)
     if as_json:
         print_json({"file": str(file), **shown.facts})
@@ -77,13 +86,15 @@ def show(
     *,
     data: str | None = None,
     root: Path | None = None,
+    trusted: Sequence[str] = (),
 ) -> Shown:
     """Return the image behind a row beside the original; without a row, a contact sheet of the batch.
 
-    ``data`` and ``root`` say where the data is now, where it has moved.
+    ``data`` and ``root`` say where the data is now, where it has moved; ``trusted`` which code beside our own the
+    manifest may name.
     """
     from featurestream.manifest_topic import read_facts, require_manifest
-    from featurestream_producer.remake import Remaker, place_of, reopen_dataset
+    from featurestream_producer.remake import Remaker, check_code, place_of, reopen_dataset
 
     manifest = require_manifest(log, stream)
     source = log.source()
@@ -92,6 +103,7 @@ def show(
         record = read_batch(source, manifest, batch)
     finally:
         source.close()
+    check_code(manifest, data=data, trusted=(*OUR_CODE, *trusted))
     place = None if row is None else place_of(record, row, view)
     remaker = Remaker(manifest, reopen_dataset(manifest, data=data, root=root), record, canary)
     shown = _sheet(remaker) if place is None else _pair(remaker, place)

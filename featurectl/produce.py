@@ -166,6 +166,24 @@ def produce(  # noqa: PLR0917 - Typer passes every option by its name
             rich_help_panel=SPEED,
         ),
     ] = None,
+    autocast: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE",
+            help="bfloat16 or float16: compute in it where torch's autocast does. Faster on most GPUs and some CPUs "
+            "(--plan measures it); the features are others, so the fingerprint is. Default: as the weights are.",
+            rich_help_panel=SPEED,
+        ),
+    ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Run the model compiled by torch.compile, which takes a minute at the start. It rounds otherwise, so "
+            "the fingerprint is another.",
+            rich_help_panel=SPEED,
+        ),
+    ] = False,
     plan: Annotated[
         bool,
         typer.Option(
@@ -195,7 +213,7 @@ def produce(  # noqa: PLR0917 - Typer passes every option by its name
         "data": data, "stream": stream, "model": model, "taps": tuple(tap), "weights": weights,
         "transform": transform, "image_size": image_size, "root": root, "path_column": path_column,
         "label_column": label_column, "split": split, "decoder": decoder,
-        "views": views, "dtype": dtype, "seed": seed, "lanes": lanes,
+        "views": views, "dtype": dtype, "autocast": autocast, "seed": seed, "lanes": lanes,
         "batch_size": batch_size, "workers": workers, "ahead": ahead, "idle": idle,
         "retention_ms": None if retention is None else parse_duration_ms(retention),
         "retention_bytes": None if retention_bytes is None else parse_size(retention_bytes),
@@ -205,7 +223,7 @@ def produce(  # noqa: PLR0917 - Typer passes every option by its name
     fields = {name: value for name, value in given.items() if value is not None}
     if passes is not None:
         fields["passes"] = parse_passes(passes)
-    config = ProduceConfig(**fields, take_over=take_over)
+    config = ProduceConfig(**fields, compile=compiled, take_over=take_over)
     if plan:
         _print_plan(config, as_json=as_json)
     else:
@@ -233,11 +251,14 @@ def _publish(
     as_json: bool,
 ) -> None:
     from featurectl.output import print_json
+    from featurestream.logs import bind
     from featurestream.progress import Progress
     from featurestream_producer.prepare import prepare
     from featurestream_producer.run import publish
 
     prepared = prepare(config)  # before the broker: a mistake in the command should not have to wait for one
+    if not prepared.rank.alone:
+        bind(rank=prepared.rank.number)
     with (
         options.open_metrics(*metrics, rank=prepared.rank.number) as telemetry,
         options.open_log(bootstrap_servers, kafka_config) as log,

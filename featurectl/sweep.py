@@ -20,6 +20,7 @@ def sweep(
         bool, typer.Option("--dry-run", help="Check everything, print the experiments and how they group, and stop.")
     ] = False,
     runs: options.Runs = options.DEFAULT_RUNS,
+    mlflow: options.Mlflow = None,
     bootstrap_servers: options.BootstrapServers = None,
     kafka_config: options.KafkaConfig = None,
     log_format: options.LogFormat = "text",
@@ -28,6 +29,7 @@ def sweep(
     as_json: options.Json = False,
 ) -> None:
     """Train many experiments on one reading. Stopped at any moment, the same command goes on where it was."""
+    from featurectl.sprites import pictures_on
     from featurestream.logs import bind, start_logging
 
     start_logging(log_format, command="sweep", sweep=file.stem)
@@ -36,6 +38,7 @@ def sweep(
     from featurestream_consumer.sweep_file import read_sweep
 
     refuse_ranks("featurectl sweep")
+    options.use_mlflow(mlflow)
     configs = read_sweep(file).experiments(runs, name=file.stem)
     bind(stream=configs[0].stream)
     check_configs(configs)  # before a broker is asked for, or started
@@ -48,7 +51,9 @@ def sweep(
             if dry_run:
                 _print_plan(plan, as_json=as_json)
                 return
-            outcomes = run_sweep(plan, log, say=options.say, progress=file.stem, telemetry=telemetry)
+            outcomes = run_sweep(
+                plan, log, say=options.say, progress=file.stem, telemetry=telemetry, pictures=pictures_on(log)
+            )
     except KeyboardInterrupt:
         options.say(f"stopped; what was learnt up to the last checkpoints is in {runs}: the same command goes on")
         raise

@@ -49,13 +49,13 @@ def train(
         typer.Option(metavar="FILE", help="A CSV (id or index, label) whose labels take the place of the stream's."),
     ] = None,
     validate_labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="One for the validation stream. [default: that of --labels]")
+        Path | None, typer.Option(metavar="FILE", help="One for the validation stream. Default: that of --labels.")
     ] = None,
     unlabelled: Annotated[
         str, typer.Option(help="error or drop: what becomes of samples that FILE does not name.")
     ] = "error",
     metric: Annotated[
-        Arguments, typer.Option(metavar="NAME", help="The metric to compare by, and others. [default: by the loss]")
+        Arguments, typer.Option(metavar="NAME", help="The metric to compare by, and others. Default: by the loss.")
     ] = None,
     start: options.From = "earliest",
     until: options.Until = None,
@@ -66,8 +66,13 @@ def train(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N; auto is the first GPU, else the CPU.")] = "auto",
     reporter: Annotated[
         Arguments,
-        typer.Option(metavar="NAME", help="console, jsonl, tensorboard or package.module:function. [default: all]"),
+        typer.Option(
+            metavar="NAME",
+            help="console, jsonl, tensorboard, projector, mlflow or package.module:function. "
+            "Default: console, jsonl, tensorboard.",
+        ),
     ] = None,
+    mlflow: options.Mlflow = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between two checkpoints.")] = 30.0,
     keep_checkpoints: Annotated[int, typer.Option(help="Checkpoints kept, the newest; `fork --at` needs some.")] = 2,
     resume: Annotated[
@@ -81,7 +86,7 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Train one experiment. Stopped at any moment, the same command goes on where it was."""
-    from featurestream.logs import start_logging
+    from featurestream.logs import bind, start_logging
 
     start_logging(log_format, command="train", stream=stream, experiment=name)
     from featurestream_consumer.config import TrainConfig, parse_arguments
@@ -116,10 +121,12 @@ def train(
         device=device,
         checkpoint_seconds=checkpoint_seconds,
         keep_checkpoints=keep_checkpoints,
-        reporters=reporter or (),
+        reporters=[*reporter, *(["mlflow"] if mlflow else [])] if reporter else (),
     )
+    from featurectl.sprites import pictures_on
     from featurestream_consumer.build import check_config
 
+    options.use_mlflow(mlflow)
     check_config(config)  # before a broker is asked for, or started
     from featurestream_consumer.ranks import join_ranks
     from featurestream_consumer.run import train as run_training
@@ -129,12 +136,21 @@ def train(
         say = options.say if leads else lambda _: None
         try:
             rank = 0 if ranks is None else ranks.rank
+            if ranks is not None:
+                bind(rank=rank)
             with (
                 options.open_metrics(metrics_port, metrics_host, rank=rank) as telemetry,
                 options.open_log(bootstrap_servers, kafka_config) as log,
             ):
                 result = run_training(
-                    config, log, resume=resume, say=say, progress=leads, ranks=ranks, telemetry=telemetry
+                    config,
+                    log,
+                    resume=resume,
+                    say=say,
+                    progress=leads,
+                    ranks=ranks,
+                    telemetry=telemetry,
+                    pictures=pictures_on(log),
                 )
         except KeyboardInterrupt:
             say(f"stopped; what was learnt up to the last checkpoint is in {runs / name}: the same command goes on")

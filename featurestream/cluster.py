@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from featurestream.client_properties import environment_properties, read_properties, variable_of
 from featurestream.errors import BrokerError, UsageError
-from featurestream.properties import parse_properties
 
 _log = logging.getLogger(__name__)
 
@@ -41,13 +41,16 @@ def resolve_cluster(
 
     Named, in this order, by ``bootstrap_servers`` (``host:port[,host:port]``), the environment variable
     ``FEATURESTREAM_BOOTSTRAP_SERVERS``, or ``bootstrap.servers`` in the properties file ``kafka_config``, whose other
-    keys go to the client library as they are. Where nothing names one, the embedded broker is used, started where
-    it does not run, and ``say`` gets the line that tells so.
+    keys go to the client library: by its own names, or by those of the Java client where they have an equal. Variables
+    such as ``FEATURESTREAM_KAFKA_SASL_PASSWORD`` (``sasl.password``) go before the file. Where nothing names a cluster,
+    the embedded broker is used, started where it does not run, and ``say`` gets the line that tells so.
 
-    Raises BrokerError where a named cluster has not answered for ``timeout_s`` seconds, or the embedded broker cannot
-    be started; UsageError for a file that cannot be read, or that has security settings and nothing names a cluster.
+    Raises BrokerError where a named cluster has not answered for ``timeout_s`` seconds, refuses the login or cannot be
+    talked to, or the embedded broker cannot be started; UsageError for a file that cannot be read or shows a secret to
+    others, for properties that the client cannot have, and for properties where nothing names a cluster.
     """
-    properties = _read(kafka_config) if kafka_config else {}
+    from_environment = environment_properties(os.environ)
+    properties = (read_properties(kafka_config) if kafka_config else {}) | from_environment
     in_file = properties.pop("bootstrap.servers", "")
     named_by = [
         (bootstrap_servers, "--bootstrap-servers"),
@@ -56,27 +59,28 @@ def resolve_cluster(
     ]
     for address, source in named_by:
         if address:
-            _probe(address, source, properties, timeout_s)
-            return Cluster(address, properties)
+            # Here, so that a module which only needs the type does not load the Kafka client.
+            from featurestream.kafka.java_properties import translated
+
+            cluster = Cluster(address, translated(properties))
+            _probe(cluster, source, timeout_s)
+            return cluster
     if kafka_config:
         raise UsageError(
             f"{kafka_config} has no bootstrap.servers, and nothing else names a cluster",
             hint=f"add the line bootstrap.servers=HOST:PORT, or use --bootstrap-servers or {VARIABLE}",
         )
+    if from_environment:
+        variable = variable_of(next(iter(from_environment)))
+        raise UsageError(
+            f"{variable} is set, and nothing names a cluster",
+            hint=f"name it with --bootstrap-servers or {VARIABLE}; for the embedded broker, unset {variable}",
+        )
     return _embedded(say or _log.info)
 
 
-def _read(path: Path) -> dict[str, str]:
-    try:
-        return parse_properties(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"cannot read the Kafka settings in {path}: {getattr(error, 'strerror', None) or error}",
-            hint="a text file is expected, with lines like security.protocol=SASL_SSL",
-        ) from error
-
-
-def _probe(address: str, source: str, properties: Mapping[str, str], timeout_s: float) -> None:
+def _probe(cluster: Cluster, source: str, timeout_s: float) -> None:
+    address = cluster.bootstrap_servers
     for server in address.split(","):
         _, _, port = server.rpartition(":")
         # The client library would take any number modulo 65536.
@@ -85,16 +89,17 @@ def _probe(address: str, source: str, properties: Mapping[str, str], timeout_s: 
                 f'"{address}" (named by {source}) is no address of a cluster: "{server}"',
                 hint="expected HOST:PORT[,HOST:PORT ...]",
             )
-    # Here, so that a module which only needs the type does not load the Kafka client.
     from featurestream.kafka.admin import ping
+    from featurestream.kafka.config import check_properties
 
+    check_properties(cluster)
     try:
-        ping(address, timeout_s, properties)
+        ping(address, timeout_s, cluster.properties)
     except BrokerError as error:
         undo = f"unset {VARIABLE}" if source == VARIABLE else f"leave out {source}"
         raise BrokerError(
             f"{error.message} (named by {source})",
-            hint=f"{error.hint} For the embedded broker, {undo}: featurectl broker up",
+            hint=f"{error.hint}. For the embedded broker, {undo}: featurectl broker up",
             bootstrap_servers=address,
         ) from error
 

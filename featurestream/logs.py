@@ -68,14 +68,13 @@ def say(line: str) -> None:
     _lines.log(level, "%s", line, extra={"facts": getattr(line, "facts", {})})
 
 
-def fail(error: Exception, exit_code: int) -> None:
-    """Tell, in JSON, of the error that ends the program; one that is no FeatureStreamError with its traceback."""
-    expected = isinstance(error, FeatureStreamError) and error.exit_code == exit_code
+def fail(error: Exception, exit_code: int, *, with_traceback: bool) -> None:
+    """Tell of the error that ends the program, with its facts; a bug of ours with its traceback."""
     facts: dict[str, Any] = {"error": type(error).__name__, "exit_code": exit_code}
     if isinstance(error, FeatureStreamError):
         facts |= {"hint": error.hint, **error.facts}
     message = error.message if isinstance(error, FeatureStreamError) else str(error)
-    _lines.error("%s", message, extra={"facts": facts}, exc_info=None if expected else error)
+    _lines.error("%s", message, extra={"facts": facts}, exc_info=error if with_traceback else None)
 
 
 def start_logging(log_format: str, **context: Any) -> None:

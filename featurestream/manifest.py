@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featurestream.errors import RecordError, StreamMismatchError
 from featurestream.layout import Layout
-from featurestream.record import ITEM_BYTES
+from featurestream.record import ITEM_BYTES, Record
 
 MANIFEST_KEY: Final = "manifest"
 LEASE_KEY: Final = "producer"
@@ -65,6 +65,13 @@ class BackboneFacts(Value):
     name: str = Field(description="resnet18, timm:NAME or package.module:function")
     weights: str = Field(description="where the weights came from: a torchvision name, a file, or random")
     weights_sha256: str = Field(description="SHA-256 over all parameters and buffers")
+    autocast: Literal["bfloat16", "float16"] | None = Field(
+        default=None,
+        description="what torch's autocast computed convolutions and products in; null: the weights' dtype",
+    )
+    compiled: Literal[True] | None = Field(
+        default=None, description="whether torch.compile made the kernels, which may round otherwise; null: no"
+    )
 
 
 class TapFacts(Value):
@@ -265,6 +272,31 @@ def check_same(existing: Manifest, wanted: Manifest) -> None:
         hint="name the new stream differently, or ask for what the existing one holds",
         differences=differences,
     )
+
+
+def check_agrees(record: Record, manifest: Manifest) -> None:
+    """Raise RecordError where a record of one of the manifest's taps is not what the manifest says.
+
+    What a batch holds is arithmetic: its pass, and how many samples have rows or are missing; of requests at most so
+    many.
+    """
+    tap, layout = manifest.tap(record.tap), manifest.layout
+    samples = len(layout.sample_range(record.batch))
+    held = record.rows // record.views + len(record.missing)
+    said: dict[str, tuple[object, object]] = {
+        "fingerprint": (record.fingerprint, manifest.fingerprint),
+        "pass": (record.pass_number, layout.pass_of(record.batch)),
+        "dtype": (record.dtype, manifest.dtype),
+        "shape": (list(record.shape), tap.shape),
+        "views": (record.views, manifest.views),
+        "samples": (held, samples if manifest.kind is None else min(held, samples)),
+    }
+    for what, (found, expected) in said.items():
+        if found != expected:
+            raise RecordError(
+                f"batch {record.batch} of tap {record.tap} says {what} {found}, by the manifest it is {expected}",
+                hint="another program may have written to this topic",
+            )
 
 
 def manifest_differences(one: Manifest, other: Manifest) -> list[tuple[str, str, str]]:

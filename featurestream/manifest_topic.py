@@ -211,7 +211,10 @@ def list_streams(log: Log) -> list[str]:
 
 
 def require_manifest(log: Log, stream: str) -> Manifest:
-    """Return a stream's manifest, or raise StreamNotFoundError that lists the streams and suggests the nearest."""
+    """Return a stream's manifest, or raise StreamNotFoundError that lists the streams and suggests the nearest.
+
+    Where a cluster does not let the login see the topic, that is a BrokerError that names the right.
+    """
     source = log.source()
     try:
         manifest = read_facts(source, check_stream_name(stream)).manifest

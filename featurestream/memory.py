@@ -7,6 +7,8 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -179,6 +181,14 @@ class MemorySink:
         self._failure: BrokerError | None = None
         self._closed = False
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def append(
         self, topic: str, lane: int, *, key: bytes, value: NDArray[np.uint8] | bytes | None, headers: Headers = ()
     ) -> None:
@@ -220,6 +230,14 @@ class MemorySource:
 
     def __init__(self, log: MemoryLog) -> None:
         self._log = log
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def bounds(self, topic: str, lane: int) -> Bounds:
         """Return the offsets that a lane holds now."""

@@ -8,7 +8,7 @@ from typing import Final
 
 from featurestream.batch import FeatureBatch, join
 from featurestream.errors import FingerprintError, GoneError, HoleError, RecordError
-from featurestream.manifest import Manifest
+from featurestream.manifest import Manifest, check_agrees
 from featurestream.names import tap_topic
 from featurestream.ports import LaneReader, LogRecord, Place, RecordSource
 from featurestream.read_counts import ReadCounts
@@ -81,6 +81,7 @@ class LaneMerge:
                     f"its headers say batch {number} of tap {tap}, its value says batch {record.batch} of tap "
                     f"{record.tap}"
                 )
+            check_agrees(record, self._manifest)
         except RecordError as error:
             self._counts.refused += 1
             raise error.at(raw.topic, raw.lane, raw.offset) from error

@@ -11,7 +11,6 @@ next record will go. Time stamps are the log's own, in milliseconds since the ep
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -28,8 +27,7 @@ class Bounds(NamedTuple):
     high: int
 
 
-@dataclass(frozen=True, slots=True)
-class LogRecord:
+class LogRecord(NamedTuple):
     """What stands at one offset of one lane."""
 
     topic: str

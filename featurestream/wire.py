@@ -17,12 +17,11 @@ or Kafka; every length is checked before memory is taken.
 
 from __future__ import annotations
 
-import re
+import functools
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
 import numpy as np
@@ -67,14 +66,13 @@ _INTEGERS: Final = {
 _NESTED: Final = frozenset([*range(0x80, 0xA0), *_ARRAYS, *_MAPS])
 _LISTS: Final = ("indices", "ids", "labels")
 _LONGEST_TEXT: Final = 100  # names are no longer, fingerprints and dtypes shorter
-_NUMBER: Final = re.compile(rb"0|[1-9][0-9]{0,15}")
+_LONGEST_NUMBER: Final = 16  # digits
 _DAMAGED: Final = "it was not written by featurestream, or was damaged on its way"
 _UPGRADE: Final = "upgrade featurestream to read it"
 _REQUIRED: Final = frozenset(HEADER_KEYS)
 _KNOWN: Final = frozenset([*HEADER_KEYS, MUST_UNDERSTAND, PAD])
 _CONTENT_TYPE: Final = CONTENT_TYPE.encode()
 _FORMAT: Final = b"%d" % FORMAT
-_HEADER_NAMES: Final = frozenset(RECORD_HEADERS)
 
 
 # ---- the value, written ---------------------------------------------------------------------------------------
@@ -583,8 +581,7 @@ def _clip(text: str) -> str:
 # ---- the record's headers -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class RecordHeaders:
+class RecordHeaders(NamedTuple):
     """What a record's headers say: enough to route, to find gaps and to show lag without touching the value."""
 
     format: int
@@ -617,33 +614,40 @@ def parse_headers(headers: Headers | None) -> RecordHeaders:
     there twice, without a value or not what it should be, and where the record is of another format.
     """
     given = headers or ()
-    found = dict(given)
-    # Ours and no others, each once and with a value: nearly always, and five times as fast as looking at each.
-    if len(given) != len(found) or found.keys() != _HEADER_NAMES or {*map(type, found.values())} != {bytes}:
+    # Ours and no others, in the order of our writer, each with a value: nearly always, and much faster to take apart.
+    names, values = zip(*given, strict=True) if given else ((), ())
+    if names != RECORD_HEADERS or {*map(type, values)} != {bytes}:
         found = _pick(given)
-    if found["content-type"] != _CONTENT_TYPE:
+        values = tuple(found[name] for name in RECORD_HEADERS)
+    content_type, number, fingerprint, pass_number, batch, rows = values
+    if content_type != _CONTENT_TYPE:
         raise RecordError(
-            f'the record\'s content-type is "{_shown(found["content-type"])}", expected "{CONTENT_TYPE}"', hint=_DAMAGED
+            f'the record\'s content-type is "{_shown(content_type)}", expected "{CONTENT_TYPE}"', hint=_DAMAGED
         )
-    if found["format"] != _FORMAT:
-        raise _other_format(_shown(found["format"]))
-    fingerprint = found["fingerprint"].decode("ascii", "replace")
-    if not FINGERPRINT.fullmatch(fingerprint):
-        raise RecordError(f'the record\'s header "fingerprint" is "{_shown(found["fingerprint"])}"', hint=_DAMAGED)
+    if number != _FORMAT:
+        raise _other_format(_shown(number))
     return RecordHeaders(
         FORMAT,
-        fingerprint,
-        _header_number("pass", found["pass"]),
-        _header_number("batch", found["batch"]),
-        _header_number("rows", found["rows"]),
+        _fingerprint(fingerprint),
+        _header_number("pass", pass_number),
+        _header_number("batch", batch),
+        _header_number("rows", rows),
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _fingerprint(value: bytes) -> str:
+    fingerprint = value.decode("ascii", "replace")
+    if not FINGERPRINT.fullmatch(fingerprint):
+        raise RecordError(f'the record\'s header "fingerprint" is "{_shown(value)}"', hint=_DAMAGED)
+    return fingerprint
 
 
 def _pick(headers: Headers) -> dict[str, bytes]:
     """Return our headers out of all that a record has."""
     found: dict[str, bytes] = {}
     for name, value in headers:
-        if name not in _HEADER_NAMES:
+        if name not in RECORD_HEADERS:
             continue
         if name in found:
             raise RecordError(f'the record has the header "{name}" twice', hint=_DAMAGED)
@@ -657,8 +661,8 @@ def _pick(headers: Headers) -> dict[str, bytes]:
 
 
 def _header_number(name: str, text: bytes) -> int:
-    number = int(text) if _NUMBER.fullmatch(text) else -1
-    if not 0 <= number <= MAX_NUMBER:
+    number = int(text) if len(text) <= _LONGEST_NUMBER and text.isdigit() else -1
+    if not 0 <= number <= MAX_NUMBER or text != b"%d" % number:
         raise RecordError(
             f'the record\'s header "{name}" is "{_shown(text)}", expected a number from 0 to 2^53 - 1', hint=_DAMAGED
         )

@@ -91,7 +91,9 @@ class TrainConfig(BaseModel):
     )
     report_steps: int = Field(default=50, ge=1, description="optimiser steps between two rows of training metrics")
     reporters: tuple[str, ...] = Field(
-        default=(), description="where metrics go: console, jsonl, tensorboard; none: all that are installed"
+        default=(),
+        description="where metrics go: console, jsonl, tensorboard, projector, mlflow; none: the first three, and "
+        "mlflow where a server is named",
     )
 
     def __init__(self, **values: Any) -> None:

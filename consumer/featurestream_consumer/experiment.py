@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from featurestream.errors import DataError, DivergedError, UsageError
 from featurestream.manifest import Manifest
@@ -19,6 +23,7 @@ from featurestream_consumer.labels import LabelFiles
 from featurestream_consumer.losses import outputs_for
 from featurestream_consumer.normalization import Normalization
 from featurestream_consumer.reporters import Reporters
+from featurestream_consumer.reporters.ending import Ending, Pictures
 from featurestream_consumer.runs import Run
 from featurestream_consumer.sibling import check_sibling
 from featurestream_consumer.trainer import Evaluation, Trainer
@@ -127,6 +132,7 @@ class Experiment:
         result: what it came to, once it has ended.
         reported: the metrics reported last, by kind of row ("train", "validation").
         saved_at: when its last checkpoint was written; when this process opened it where there is none (monotonic, s).
+        pictures: what the samples of a stream look like, where somebody can tell.
     """
 
     config: TrainConfig
@@ -144,6 +150,7 @@ class Experiment:
     result: Result | None = None
     reported: dict[str, dict[str, float]] = field(default_factory=dict, repr=False)
     saved_at: float = field(default_factory=time.monotonic, repr=False)
+    pictures: Pictures | None = field(default=None, repr=False)
     saved: tuple[int, int] | None = field(default=None, repr=False)
 
     @classmethod
@@ -159,6 +166,7 @@ class Experiment:
         reporters: tuple[str, ...],
         say: Callable[[str], None],
         note: Callable[[str], None],
+        pictures: Pictures | None = None,
     ) -> Experiment:
         """Return the experiment as its newest whole checkpoint left it, or at its beginning.
 
@@ -189,6 +197,7 @@ class Experiment:
             found is not None,
             epoch,
             position,
+            pictures=pictures,
             saved=None if found is None else (trainer.step_count, epoch),
         )
 
@@ -246,7 +255,6 @@ class Experiment:
 
     def finish(self) -> Result:
         """Write what a finished run holds: head, validation scores, the record's end; let its reporters go."""
-        self.reporters.close()
         run, config, trainer = self.run, self.config, self.trainer
         passes, rereads = self.plan.counts(config.epochs)
         evaluation = self.evaluation
@@ -271,11 +279,21 @@ class Experiment:
         )
         self.evaluation = None
         self.result = Result(run.folder, metrics, trainer.step_count, passes, rereads)
+        ending = Ending("finished", metrics, self.classes, self._validation_pictures(), evaluation is not None)
+        self._let_go(ending)
         return self.result
 
     def stop(self, error: DivergedError) -> None:
         """Record that it has diverged: what was learnt up to the last checkpoint is kept."""
         self.error = error
         self.evaluation = None
-        self.reporters.close()
         self.run.stop(str(error), diverged_at_step=error.step)
+        self._let_go(Ending("diverged", {}, self.classes, None))
+
+    def _let_go(self, ending: Ending) -> None:
+        self.reporters.finish(ending)
+        self.reporters.close()
+
+    def _validation_pictures(self) -> Callable[[NDArray[np.int64]], NDArray[np.uint8]] | None:
+        stream = self.config.validate_stream
+        return None if self.pictures is None or stream is None else partial(self.pictures, stream)

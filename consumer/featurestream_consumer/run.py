@@ -24,6 +24,8 @@ from featurestream_consumer.normalization import build_normalization
 from featurestream_consumer.optimizers import check_scheduler
 from featurestream_consumer.rank_reading import check_ranks, follow, lead
 from featurestream_consumer.ranks import Ranks
+from featurestream_consumer.reporters.ending import Pictures
+from featurestream_consumer.reporters.registry import finish_late
 from featurestream_consumer.runs import RECORD_NAME, Run, check_run, open_run, read_record
 from featurestream_consumer.shared_reading import Lines, SharedReading
 
@@ -37,6 +39,7 @@ def train(
     progress: bool = False,
     ranks: Ranks | None = None,
     telemetry: Telemetry | None = None,
+    pictures: Pictures | None = None,
 ) -> Result:
     """Train one experiment, or go on with it where its run folder holds it unfinished.
 
@@ -51,6 +54,7 @@ def train(
         progress: show a bar (plain lines where standard error is no terminal).
         ranks: the processes that train it together, each of which calls this; None: this one alone.
         telemetry: takes what can be said of the run while it lasts.
+        pictures: what the samples of a stream look like, for the reporter ``projector``; None: nobody can tell.
 
     Raises:
         UsageError: for names, arguments and labels that do not fit, before anything is read.
@@ -87,13 +91,14 @@ def train(
     ) as run:
         if run.finished:
             say(f"{run.folder} is finished; its weights are in {run.head_path.name}")
+            finish_late(log, config.stream, [run], say=say)
             return _shared(Result.of_finished(run), ranks)
         plan = EpochPlan.of_record(manifest.layout, run.record) or plan
         settle(run, plan, facts)
         lines = Lines(say)
         experiment = Experiment.open(
             config, run, plan, sizes, build_normalization(config.normalize),
-            labels=files, reporters=config.reporters, say=lines, note=say,
+            labels=files, reporters=config.reporters, say=lines, note=say, pictures=pictures,
         )  # fmt: skip
         if experiment.resumed:
             trainer = experiment.trainer

@@ -140,7 +140,6 @@ class SharedReading:
         progress: show a bar under this title; None shows none.
 
     Attributes:
-        stream: the stream's name.
         counts: what was read, by stream: of this one, and of the validation stream.
         watch: how near retention is to what the experiment furthest behind reads next.
         clock: where the time goes.
@@ -160,7 +159,7 @@ class SharedReading:
         self._log = log
         self._manifest = manifest
         self._plan: EpochPlan = experiments[0].plan
-        self.stream = experiments[0].config.stream
+        self._stream = experiments[0].config.stream
         self._validation = experiments[0].config.validate_stream
         self._say = say
         self._title = progress
@@ -174,10 +173,15 @@ class SharedReading:
         self._bar: Progress | None = None
         self._interrupted = threading.Event()
         self._kept = {experiment: experiment.position for experiment in experiments}  # where a restart would go on
-        self._lease = ReaderLease(log, self.stream, self._place)
-        self.counts = {name: ReadCounts() for name in (self.stream, self._validation) if name is not None}
+        self._lease = ReaderLease(log, self._stream, self._place)
+        self.counts = {name: ReadCounts() for name in (self._stream, self._validation) if name is not None}
         self.watch = RetentionWatch(log, manifest, self._place, self.say)
         self.clock = StageClock()
+
+    @property
+    def stream(self) -> str:
+        """The stream's name."""
+        return self._stream
 
     def train(self) -> None:
         """Train until every experiment has finished or diverged. An error of the stream's ends all of them.
@@ -253,16 +257,16 @@ class SharedReading:
 
     def _open(self, taps: Sequence[str], start: Position, stop: int) -> FeatureStream:
         stream = FeatureStream(
-            self.stream, taps, start=start, stop=Position(stop), log=self._log,
-            on_wait=self._on_wait(self.stream),
+            self._stream, taps, start=start, stop=Position(stop), log=self._log,
+            on_wait=self._on_wait(self._stream),
         )  # fmt: skip
         if stream.manifest.fingerprint != self._manifest.fingerprint:
             raise FingerprintError(
-                f'stream "{self.stream}" had fingerprint {self._manifest.fingerprint} and now has '
+                f'stream "{self._stream}" had fingerprint {self._manifest.fingerprint} and now has '
                 f"{stream.manifest.fingerprint}",
                 hint="it was made anew while this experiment ran; train under another --name",
             )
-        stream.counts = self.counts[self.stream]
+        stream.counts = self.counts[self._stream]
         self._offsets |= stream.offsets
         self._lease.beat()
         return stream
@@ -273,7 +277,7 @@ class SharedReading:
         if not reading:
             return None
         slowest = min(reading, key=lambda experiment: experiment.position)
-        topics = {tap_topic(self.stream, tap) for tap in slowest.config.taps}
+        topics = {tap_topic(self._stream, tap) for tap in slowest.config.taps}
         return ReaderPlace(
             slowest.config.name,
             slowest.position.batch,
@@ -310,7 +314,7 @@ class SharedReading:
             return
         source = self._log.source()
         try:
-            topics = [tap_topic(self.stream, tap) for tap in _taps_of(self.experiments)]
+            topics = [tap_topic(self._stream, tap) for tap in _taps_of(self.experiments)]
             lanes = Lanes(source, self._plan.layout, topics)
             plan = self._plan.choose(complete=lanes.next_missing(), earliest=lanes.earliest())
         finally:
@@ -418,7 +422,7 @@ class SharedReading:
         """Train every unit of a share on a batch, those that are ahead of it excepted."""
         if len(batch) == 0:
             return
-        rows = BatchRows(batch, self.stream)
+        rows = BatchRows(batch, self._stream)
         place = f"batch {batch.position.batch}"
         for unit in share.units:
             if not unit.trainers:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final
 
 STAGES: Final = ("read", "train", "validate", "checkpoint")
@@ -19,23 +18,35 @@ class StageClock:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._stages = {name: _Stage(self, name) for name in STAGES}
         self._clock = clock
-        self._stack: list[str] = []
+        self._running: list[str] = []
         self._since = 0.0
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count the seconds of the block."""
-        self._turn()
-        self._stack.append(name)
-        try:
-            yield
-        finally:
-            self._turn()
-            self._stack.pop()
+    def stage(self, name: str) -> _Stage:
+        """Return the ``with`` block whose seconds count as a stage's."""
+        return self._stages[name]
 
     def _turn(self) -> None:
         now = self._clock()
-        if self._stack:
-            self.seconds[self._stack[-1]] += now - self._since
+        if self._running:
+            self.seconds[self._running[-1]] += now - self._since
         self._since = now
+
+
+class _Stage:
+    """A class and no generator: every record passes through two of them."""
+
+    __slots__ = ("_clock", "_name")
+
+    def __init__(self, clock: StageClock, name: str) -> None:
+        self._clock = clock
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._clock._turn()
+        self._clock._running.append(self._name)
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._clock._turn()
+        self._clock._running.pop()

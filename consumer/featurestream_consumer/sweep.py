@@ -25,8 +25,10 @@ from featurestream_consumer.labels import Cache, LabelFiles, open_labels
 from featurestream_consumer.monitor import export
 from featurestream_consumer.normalization import Normalization, build_normalization
 from featurestream_consumer.reporters import default_reporters
+from featurestream_consumer.reporters.ending import Pictures
+from featurestream_consumer.reporters.registry import finish_late
 from featurestream_consumer.run import find_range, settle
-from featurestream_consumer.runs import RECORD_NAME, check_run, open_run, read_record
+from featurestream_consumer.runs import RECORD_NAME, Run, check_run, open_run, read_record
 from featurestream_consumer.shared_reading import Lines, SharedReading
 
 
@@ -146,16 +148,18 @@ def run_sweep(
     say: Callable[[str], None] = lambda _: None,
     progress: str | None = None,
     telemetry: Telemetry | None = None,
+    pictures: Pictures | None = None,
 ) -> list[Outcome]:
     """Train what the plan holds, in its order, and go on with what was begun; finished and diverged runs are left.
 
     Stopped at any moment, also by SIGKILL, and called again with the same plan, every head has the weights of an
     undisturbed run (bit for bit on the CPU). ``progress`` is the title of a bar; ``telemetry`` takes what can be said
-    of the experiments while they run. Raises DivergedError when every experiment has diverged, and what the stream or
-    the disk raises.
+    of the experiments while they run; ``pictures`` as in :func:`~featurestream_consumer.run.train`. Raises
+    DivergedError when every experiment has diverged, and what the stream or the disk raises.
     """
     done: dict[str, Outcome] = {}
     opened: list[Experiment] = []
+    finished: list[Run] = []
     normalizations: dict[tuple[tuple[str, ...], str], Normalization] = {}
     # Lines of sixty experiments at each report would be no use; the sweep says which is best.
     quiet = tuple(name for name in default_reporters() if name != "console")
@@ -176,6 +180,7 @@ def run_sweep(
             )
             if run.finished:
                 done[config.name] = Outcome(config, Result.of_finished(run))
+                finished.append(run)
                 continue
             settle(run, plan.range, planned.label_facts)
             shared = normalizations.setdefault((config.taps, config.normalize), build_normalization(config.normalize))
@@ -183,8 +188,11 @@ def run_sweep(
                 Experiment.open(
                     config, run, plan.range, planned.sizes, shared, labels=planned.labels,
                     reporters=config.reporters or quiet, say=lines, note=partial(_say_of, config.name, say),
+                    pictures=pictures,
                 )
             )  # fmt: skip
+        if finished:
+            finish_late(log, plan.manifest.stream, finished, say=say)
         _say_where(opened, done, say)
         if opened:
             reading = SharedReading(opened, log, plan.manifest, say=say, progress=progress)

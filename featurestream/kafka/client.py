@@ -12,7 +12,17 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from featurestream.errors import BrokerError, UsageError
-from featurestream.kafka.errors import PASSING, REFUSED, bad_settings, code_of, reason_of, refused, unreachable
+from featurestream.kafka.errors import (
+    PASSING,
+    REFUSED,
+    bad_settings,
+    code_of,
+    other_protocol,
+    reason_of,
+    refused,
+    unreachable,
+)
+from featurestream.kafka.handshake import spoken_protocol
 
 T = TypeVar("T")
 Client = TypeVar("Client", Producer, Consumer, AdminClient)
@@ -38,19 +48,26 @@ class Reports:
         doubt: whether anything was reported since somebody last looked.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, protocol: str = "PLAINTEXT") -> None:
         self.address = address
         self.contact = False
         self.reason: str | None = None
         self.doubt = False
-        self._refusal: str | None = None
+        self._protocol = protocol.upper()
+        self._refusal: BrokerError | None = None
+        self._hung_up = False
         self._last_line = ""
         self._muted = False
 
     def check(self) -> None:
         """Raise BrokerError where a login, a certificate or the protocol was refused: waiting does not help."""
+        if self._hung_up and not self.contact:
+            self._hung_up = False  # asked again when it happens again
+            spoken = spoken_protocol(self.address)
+            if spoken is not None and spoken != self._protocol:
+                self._refusal = other_protocol(self.address, self._protocol, spoken)
         if self._refusal is not None:
-            raise refused(self.address, self._refusal)
+            raise self._refusal
 
     def answered(self) -> None:
         """Take note that the cluster has answered."""
@@ -72,8 +89,12 @@ class Reports:
         # "All brokers are down" only counts; the reason was in the report before it.
         if error.code() != KafkaError._ALL_BROKERS_DOWN:
             self.reason = reason_of(error.str())
-        if error.code() in REFUSED:
-            self._refusal = self.reason
+        if "PLAINTEXT broker listener" in error.str():
+            self._hung_up = True  # or the broker is just starting or stopping
+        elif error.code() in REFUSED:
+            self._refusal = refused(self.address, self.reason or error.name())
+            # What a listener without logins says to who wants to log in.
+            self._hung_up = "Request not valid in current SASL state" in error.str()
 
     def log(self, level: int, _form: str, facility: str, _client: str, text: str) -> None:
         """Take one of the client's log lines: it thinks that this is a logger."""
@@ -84,6 +105,7 @@ class Reports:
             # answer: only the log line tells. It may also be a broker that is starting, so we go on trying.
             if not self.contact and (reason.startswith("Disconnected") or text.endswith("APIVERSION_QUERY)")):
                 self.reason += "; does the broker expect another security.protocol?"
+                self._hung_up = True
         if self._muted or (facility == "CONFWARN" and "enable.gapless.guarantee" in text):
             return  # it is called experimental; config.py says why it is set
         if reason != self._last_line:  # a lost connection is tried, and reported, twenty times a second
@@ -93,7 +115,7 @@ class Reports:
 
 def open_client(kind: type[Client], settings: dict[str, Any], **callbacks: Any) -> tuple[Client, Reports]:
     """Return a new client and its reports. Raises UsageError for settings that the client library refuses."""
-    reports = Reports(settings["bootstrap.servers"])
+    reports = Reports(settings["bootstrap.servers"], settings.get("security.protocol", "PLAINTEXT"))
     try:
         whole: dict[str, Any] = {**settings, **callbacks, "error_cb": reports.on_error}
         client = kind(whole, logger=reports)

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from featurestream.cluster import Cluster
 from featurestream.errors import UsageError
+from featurestream.kafka.java_properties import check_known
 from featurestream.names import GROUP_PREFIX
 
 SINK_QUEUE_KBYTES: Final = 131_072
@@ -88,6 +89,16 @@ CONSUMER_FIXED: Final[dict[str, Any]] = {
     "allow.auto.create.topics": False,
 }
 
+#: A group's client commits and looks, and reads nothing.
+GROUP: Final[dict[str, Any]] = {
+    # How long a commit waits for the group's coordinator (it joins nothing, so there is no session), and for its
+    # answer: after that it is asked again, and whoever waits is told in time.
+    "session.timeout.ms": 6_000,
+    "socket.timeout.ms": 6_000,
+    # Stock is 10 min: a coordinator that has moved would be looked for that late.
+    "coordinator.query.interval.ms": 1_000,
+}
+
 #: Keys that no property may set: key -> why.
 REFUSED: Final[dict[str, str]] = {
     "bootstrap.servers": "the cluster is named with --bootstrap-servers or FEATURESTREAM_BOOTSTRAP_SERVERS",
@@ -103,26 +114,12 @@ ALIASES: Final[dict[str, str]] = {
     "auto.commit.enable": "enable.auto.commit",
 }
 
-#: What users of the Java client write, and what it is called here.
-JAVA_KEYS: Final[dict[str, str]] = {
-    "sasl.jaas.config": "sasl.username and sasl.password",
-    "ssl.truststore.location": "ssl.ca.location (a PEM file)",
-    "ssl.truststore.password": "ssl.ca.location (a PEM file, without a password)",
-    "ssl.truststore.type": "ssl.ca.location (a PEM file)",
-    "ssl.keystore.type": "ssl.certificate.location and ssl.key.location (PEM files)",
-}
-
 
 def check_properties(cluster: Cluster) -> None:
     """Raise UsageError for a property that contradicts a setting on which exactness rests, or that only Java knows."""
+    check_known(cluster.properties)
     fixed = PRODUCER_FIXED | CONSUMER_FIXED
     for key, value in cluster.properties.items():
-        if key in JAVA_KEYS:
-            raise UsageError(
-                f'the Kafka property "{key}" belongs to the Java client',
-                hint=f"librdkafka, which reads and writes here, has {JAVA_KEYS[key]}",
-                key=key,
-            )
         ours = fixed.get(ALIASES.get(key, key))
         if key in REFUSED:
             raise UsageError(f'the Kafka property "{key}" cannot be set: {REFUSED[key]}', hint="leave it out", key=key)
@@ -161,6 +158,11 @@ def reader_settings(cluster: Cluster, client_id: str, queue_kbytes: int) -> dict
 def finder_settings(cluster: Cluster, client_id: str) -> dict[str, Any]:
     """Return the settings of the client that answers where things are."""
     return _merged(cluster, client_id, CLIENT | FINDER, CONSUMER_FIXED)
+
+
+def group_settings(cluster: Cluster, client_id: str, group: str) -> dict[str, Any]:
+    """Return the settings of the client that commits to a group, and looks at what it has committed."""
+    return _merged(cluster, client_id, CLIENT | GROUP, CONSUMER_FIXED | {"group.id": group})
 
 
 def _merged(cluster: Cluster, client_id: str, ours: dict[str, Any], fixed: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Final
 from confluent_kafka import KafkaError, KafkaException
 
 from featurestream.errors import BrokerError, FeatureStreamError, UsageError
+from featurestream.kafka.rights import Right
 
 #: Reported aside, through the error callback; trying again does not help.
 REFUSED: Final = frozenset({KafkaError._AUTHENTICATION, KafkaError._SSL})
@@ -113,6 +114,17 @@ def refused(address: str, reason: str) -> BrokerError:
     )
 
 
+def other_protocol(address: str, ours: str, theirs: str) -> BrokerError:
+    """Return the error for a client that was hung up on, as the broker's port speaks another protocol."""
+    missing = "" if "SASL" in ours or "SASL" not in theirs else ", with sasl.mechanism, sasl.username and sasl.password"
+    return BrokerError(
+        f"Kafka at {address} expects security.protocol={theirs}, and this client came with {ours}",
+        hint=f"put security.protocol={theirs}{missing} into the properties file given with --kafka-config",
+        bootstrap_servers=address,
+        reason=f"security.protocol is {ours}",
+    )
+
+
 def bad_settings(error: Exception) -> UsageError:
     """Return the error for settings that the client library refuses."""
     reason = cause_of(error).str() if isinstance(error, KafkaException) else str(error)
@@ -129,8 +141,8 @@ def write_failed(error: KafkaError, topic: str, lane: int) -> BrokerError:
         what = "the record is larger than the topic or the broker allows"
         hint = "publish fewer rows a batch, or raise the topic's max.message.bytes"
     elif code in FORBIDDEN:
-        what = "this login may not write there"
-        hint = "it needs the ACLs Write and Describe on the topic"
+        right = Right("Write", "topic", topic)
+        what, hint = f"this login lacks the right {right}", right.advice
     elif code in NO_LANE:
         what = "there is no such topic or lane"
         hint = "was the stream deleted while it was being written?"
@@ -149,14 +161,22 @@ def write_failed(error: KafkaError, topic: str, lane: int) -> BrokerError:
     )
 
 
-def request_failed(failed: KafkaError | KafkaException, doing: str, address: str) -> FeatureStreamError:
-    """Return the error for a question or an order that the cluster has refused; ``doing`` is what was tried."""
+def request_failed(
+    failed: KafkaError | KafkaException, doing: str, address: str, right: Right | None = None
+) -> FeatureStreamError:
+    """Return the error for a question or an order that the cluster has refused.
+
+    ``doing`` is what was tried, ``right`` what a login needs for it, where that is one right.
+    """
     error = cause_of(failed) if isinstance(failed, KafkaException) else failed
     code = error.code()
     if code in BAD_TOPIC:
         return UsageError(f"{doing}: {reason_of(error.str())}", code=error.name())
+    if code in FORBIDDEN and right is not None:
+        what = f"{doing}: this login lacks the right {right} ({error.name()})"
+        return BrokerError(what, hint=right.advice, code=error.name(), right=str(right))
     if code in FORBIDDEN:
-        hint = "it lacks an ACL; ask whoever runs the cluster"
+        hint = "it lacks an ACL; what each program needs: docs/security.md"
         return BrokerError(f"{doing}: this login may not ({error.name()})", hint=hint, code=error.name())
     return BrokerError(
         f"{doing}: Kafka at {address} refuses: {reason_of(error.str())} ({error.name()})",

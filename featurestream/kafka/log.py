@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from confluent_kafka import (
-    ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
     TopicCollection,
@@ -24,10 +23,12 @@ from featurestream.cluster import Cluster
 from featurestream.errors import BrokerError, StreamMismatchError, UsageError
 from featurestream.kafka.client import CONNECT_S, Home, Reports, ask, open_client
 from featurestream.kafka.config import LANE_QUEUE_KBYTES, SINK_QUEUE_KBYTES, admin_settings, check_properties
-from featurestream.kafka.errors import NO_LANE, PASSING, code_of, request_failed
+from featurestream.kafka.errors import NO_LANE, code_of, request_failed
+from featurestream.kafka.groups import Groups
+from featurestream.kafka.rights import Right
 from featurestream.kafka.sink import DELIVERY_S, KafkaSink
 from featurestream.kafka.source import STALL_S, KafkaSource
-from featurestream.names import GROUP_PREFIX
+from featurestream.names import GROUP_PREFIX, parse_reader_group
 
 T = TypeVar("T")
 
@@ -62,6 +63,7 @@ class KafkaLog:
         self._stall_s = stall_s
         self._delivery_s = delivery_s
         self._home = Home()
+        self._groups = Groups(cluster, client_id, stall_s)
 
     def __enter__(self) -> Self:
         return self
@@ -74,13 +76,15 @@ class KafkaLog:
     def close(self) -> None:
         """Release the log's own connection; sinks and sources live on until they are closed."""
         self.__dict__.pop("_admin", None)  # the client disconnects when nothing refers to it
+        self._groups.close()
 
     def __getstate__(self) -> dict[str, Any]:
         # A log may be sent to another process: it connects anew there.
-        return {key: value for key, value in self.__dict__.items() if key not in ("_admin", "_home")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_admin", "_home", "_groups")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _home=Home())
+        self._groups = Groups(self.cluster, self._client_id, self._stall_s)
 
     def sink(self) -> KafkaSink:
         """Return a new sink; the caller closes it."""
@@ -120,6 +124,7 @@ class KafkaLog:
         self._ask(
             doing,
             lambda client, look_s: client.create_topics([new], request_timeout=look_s)[topic].result(),
+            right=Right("Create", "topic", topic),
             unless=frozenset({KafkaError.TOPIC_ALREADY_EXISTS}),
         )
         found = self._wait_until(doing, lambda: self._lanes_of(doing, topic))
@@ -140,6 +145,7 @@ class KafkaLog:
         self._ask(
             doing,
             lambda client, look_s: client.delete_topics([topic], request_timeout=look_s)[topic].result(),
+            right=Right("Delete", "topic", topic),
             unless=NO_LANE,
         )
         self._wait_until(doing, lambda: self._lanes_of(doing, topic) is None)
@@ -150,6 +156,7 @@ class KafkaLog:
         found = self._ask(
             f'cannot read the settings of the topic "{topic}"',
             lambda client, look_s: client.describe_configs([asked], request_timeout=look_s)[asked].result(),
+            right=Right("DescribeConfigs", "topic", topic),
             unless=NO_LANE,
         )
         if found is None:
@@ -160,63 +167,71 @@ class KafkaLog:
         """Publish the next offset of each (topic, lane) under a group, which nobody needs to have joined."""
         if not offsets:
             return
-        doing = f'cannot commit positions to the group "{group}"'
-        places = [TopicPartition(topic, lane, offset, metadata=note) for (topic, lane), offset in offsets.items()]
-        asked = [ConsumerGroupTopicPartitions(group, places)]
-
-        def commit(client: AdminClient, look_s: float) -> Any:
-            done = client.alter_consumer_group_offsets(asked, request_timeout=look_s)[group].result()
-            for place in done.topic_partitions:
-                # A coordinator that is just starting refuses place by place: asked again, as it is for the whole.
-                if place.error is not None and place.error.code() in PASSING:
-                    raise KafkaException(place.error)
-            return done
-
-        done = self._ask(doing, commit)
-        for place in done.topic_partitions:
+        doing, address = f'cannot commit positions to the group "{group}"', self.cluster.bootstrap_servers
+        try:
+            done = self._groups.commit(group, offsets, note)
+        except KafkaException as error:
+            if code_of(error) in NO_LANE:
+                raise no_lane(*self._absent(offsets)) from error
+            raise request_failed(error, doing, address, Right("Read", "group", group)) from error
+        for place in done:
             if place.error is not None and place.error.code() in NO_LANE:
                 raise no_lane(place.topic, place.partition)
             if place.error is not None:
-                raise request_failed(place.error, doing, self.cluster.bootstrap_servers)
+                right = Right("Read", "topic", place.topic)
+                raise request_failed(place.error, doing, address, right)
+
+    def _absent(self, offsets: Mapping[tuple[str, int], int]) -> tuple[str, int]:
+        """Return the first place that the cluster does not have."""
+        topics = self.topics()
+        return next((place for place in offsets if place[1] >= topics.get(place[0], 0)), next(iter(offsets)))
 
     def committed_positions(self) -> dict[str, dict[tuple[str, int], int]]:
         """Return what each of our groups (see :data:`featurestream.names.GROUP_PREFIX`) has committed."""
         return {
-            group: {(place.topic, place.partition): place.offset for place in self._committed(group)}
-            for group in self._groups(GROUP_PREFIX)
+            group: {(place.topic, place.partition): place.offset for place in places}
+            for group, places in self._committed(GROUP_PREFIX).items()
         }
 
     def committed_notes(self, prefix: str) -> dict[str, set[str]]:
         """Return the notes of each of our groups whose name begins with ``prefix``."""
         return {
-            group: {place.metadata for place in self._committed(group) if place.metadata}
-            for group in self._groups(prefix)
-            if group.startswith(GROUP_PREFIX)
+            group: {place.metadata for place in places if place.metadata}
+            for group, places in self._committed(prefix).items()
         }
 
-    def _groups(self, prefix: str) -> list[str]:
+    def _committed(self, prefix: str) -> dict[str, list[TopicPartition]]:
+        """Return what our groups whose name begins with ``prefix`` have committed, of the topics of their streams."""
         listed = self._ask(
             "cannot list the consumer groups",
             lambda client, look_s: client.list_consumer_groups(request_timeout=look_s).result(),
         )
-        return sorted(entry.group_id for entry in listed.valid if entry.group_id.startswith(prefix))
-
-    def _committed(self, group: str) -> list[TopicPartition]:
-        asked = [ConsumerGroupTopicPartitions(group)]
-        found = self._ask(
-            f'cannot read the positions of the group "{group}"',
-            lambda client, look_s: client.list_consumer_group_offsets(asked, request_timeout=look_s)[group].result(),
-        )
-        return [place for place in found.topic_partitions if place.offset >= 0]
+        names = sorted(entry.group_id for entry in listed.valid if entry.group_id.startswith(prefix))
+        streams = {name: parsed[0] for name in names if (parsed := parse_reader_group(name)) is not None}
+        lanes: dict[str, list[tuple[str, int]]] = {stream: [] for stream in streams.values()}
+        for topic, count in self.topics().items() if lanes else ():
+            lanes.get(topic.partition(".")[0], []).extend((topic, lane) for lane in range(count))
+        try:
+            return self._groups.committed({name: lanes[stream] for name, stream in streams.items()})
+        except KafkaException as error:
+            doing = "cannot read the positions of the consumer groups"
+            raise request_failed(error, doing, self.cluster.bootstrap_servers) from error
 
     @cached_property
     def _admin(self) -> tuple[AdminClient, Reports]:
         return open_client(AdminClient, admin_settings(self.cluster, self._client_id))
 
     def _ask(
-        self, doing: str, question: Callable[[AdminClient, float], Any], *, unless: frozenset[int] = frozenset()
+        self,
+        doing: str,
+        question: Callable[[AdminClient, float], Any],
+        *,
+        right: Right | None = None,
+        unless: frozenset[int] = frozenset(),
     ) -> Any:
         """Return the cluster's answer, or None where it refuses with one of the codes in ``unless``.
+
+        ``right`` is what a login needs for it.
 
         A question is asked again while the cluster is starting or electing, so it must do no harm when it is answered
         twice: a topic that was created by the first try exists for the second.
@@ -229,7 +244,7 @@ class KafkaLog:
         except KafkaException as error:
             if code_of(error) in unless:
                 return None
-            raise request_failed(error, doing, self.cluster.bootstrap_servers) from error
+            raise request_failed(error, doing, self.cluster.bootstrap_servers, right) from error
 
     def _brokers(self, doing: str) -> int:
         """Return how many brokers the cluster has."""
@@ -243,6 +258,7 @@ class KafkaLog:
         found = self._ask(
             doing,
             lambda client, look_s: client.describe_topics(asked, request_timeout=look_s)[topic].result(),
+            right=Right("Describe", "topic", topic),
             unless=NO_LANE,
         )
         return None if found is None else len(found.partitions)

@@ -16,6 +16,7 @@ from featurestream.errors import BrokerError, FeatureStreamError, UsageError
 from featurestream.kafka.client import CONNECT_S, Home, ask, open_client
 from featurestream.kafka.config import SINK_QUEUE_KBYTES, check_properties, producer_settings
 from featurestream.kafka.errors import TOO_LARGE, cause_of, code_of, request_failed, write_failed
+from featurestream.kafka.rights import Right
 from featurestream.ports import Headers
 
 DELIVERY_S: Final = 120.0  # longer than any restart of a broker or election of a leader
@@ -54,6 +55,7 @@ class KafkaSink:
         self._home = Home()
         self._failure: FeatureStreamError | None = None
         self._closed = False
+        self._topic = ""  # of the last record
         settings = producer_settings(cluster, client_id, queue_kbytes)
         self._producer, self._reports = open_client(Producer, settings, on_delivery=self._on_delivery)
         try:
@@ -77,6 +79,7 @@ class KafkaSink:
         self._check()
         if isinstance(value, np.ndarray) and not value.flags.c_contiguous:
             raise UsageError("a record's value must be a C-contiguous array", hint="np.ascontiguousarray makes one")
+        self._topic = topic
         size = 0 if value is None else len(value) if isinstance(value, bytes) else value.nbytes
         try:
             if not self._produce(topic, lane, key, value, headers):
@@ -189,7 +192,9 @@ class KafkaSink:
         if self._failure is None and topic is not None:
             self._failure = write_failed(cause, topic, lane)
         elif self._failure is None:
-            self._failure = request_failed(cause, "cannot write", self._address)
+            # A login that may write nowhere is refused as a whole, before its first record.
+            right = Right("Write", "topic", self._topic)
+            self._failure = request_failed(cause, f"cannot write to {self._topic}", self._address, right)
         raise self._failure from error
 
 

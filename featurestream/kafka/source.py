@@ -24,6 +24,7 @@ from featurestream.errors import BrokerError, FeatureStreamError, GoneError, Rec
 from featurestream.kafka.client import CONNECT_S, Home, ask, open_client
 from featurestream.kafka.config import LANE_QUEUE_KBYTES, check_properties, finder_settings, reader_settings
 from featurestream.kafka.errors import GONE, NO_LANE, PASSING, code_of, request_failed
+from featurestream.kafka.rights import Right
 from featurestream.ports import Bounds, LogRecord, Place
 
 T = TypeVar("T")
@@ -161,7 +162,8 @@ class KafkaLaneReader:
             elif error.code() in GONE:
                 raise self._gone()
             elif error.code() not in UNHEEDED:
-                raise request_failed(error, f"cannot read {self._topic}, lane {self._lane}", self._reports.address)
+                doing, right = f"cannot read {self._topic}, lane {self._lane}", Right("Read", "topic", self._topic)
+                raise request_failed(error, doing, self._reports.address, right)
             timeout_s = max(until - time.monotonic(), 0.0)
         self._reports.check()
         self._wait_on(timeout_s)
@@ -283,7 +285,8 @@ class _Finder:
                     # Beyond the end; or nothing is left there but a transaction's marker.
                     raise no_offset(*place, offset, bounds)
                 elif error.code() not in NO_LANE:  # it is there: the client learns so with the next try
-                    raise request_failed(error, f"cannot read {place[0]}, lane {place[1]}", self._reports.address)
+                    doing, right = f"cannot read {place[0]}, lane {place[1]}", Right("Read", "topic", place[0])
+                    raise request_failed(error, doing, self._reports.address, right)
 
     def _fetch(self, place: Place, offset: int, until: float) -> Message:
         """Return what the client gives for an offset, a record or an error.
@@ -354,7 +357,9 @@ class _Finder:
                 return ask(self._consumer, self._reports, limit_s, checked)
             except KafkaException as error:
                 where = ", ".join(f"{topic}, lane {lane}" for topic, lane in places[:1])
-                raise request_failed(error, f"cannot look into {where}", self._reports.address) from error
+                # Describe would do for this question, but Read, which brings it, is what the next one takes.
+                right = Right("Read", "topic", places[0][0])
+                raise request_failed(error, f"cannot look into {where}", self._reports.address, right) from error
 
     def _is_there(self, topic: str, lane: int, timeout_s: float) -> bool:
         found = self._consumer.list_topics(topic, timeout=timeout_s).topics.get(topic)

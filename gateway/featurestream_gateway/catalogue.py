@@ -6,7 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from featurestream.errors import StreamNotFoundError, UsageError
@@ -103,7 +103,7 @@ class HeaderSource:
             if known is not None:
                 self._records.move_to_end(place)
                 return known
-        found = replace(self._source.record_at(topic, lane, offset), value=None)
+        found = self._source.record_at(topic, lane, offset)._replace(value=None)
         if found.offset == offset:  # else retention has moved on, and the next answer is another one
             with self._lock:
                 self._records[place] = found

@@ -51,6 +51,10 @@ class ProduceConfig(BaseModel):
     )
     lanes: int = Field(default=DEFAULT_LANES, ge=1, le=1024, description="partitions of every tap's topic")
     dtype: Literal["float16", "bfloat16", "float32"] = Field(default="float16", description="what is published")
+    autocast: Literal["bfloat16", "float16"] | None = Field(
+        default=None, description="what torch's autocast computes in; None: what the weights are, float32 mostly"
+    )
+    compile: bool = Field(default=False, description="run the backbone compiled by torch.compile")
     seed: int = Field(default=0, ge=0, lt=2**63, description="what permutations and augmentations are drawn from")
     batch_size: int = Field(default=DEFAULT_BATCH_SIZE, ge=1, description="samples in a batch, at most")
     workers: int | None = Field(default=None, ge=0, description="loader processes a device; None: by the CPU cores")

@@ -1,4 +1,9 @@
-"""Which samples of a data set are others than those that a stream was made of."""
+"""Which samples of a data set are others than those that a stream was made of.
+
+Ids and labels are compared whole: the fingerprint covers them. Of the pixels only those of a few images are, at the end
+of each lane: reading all files again would take as long as decoding them, and sizes and times of files change when a
+data set is copied.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from featurestream.errors import RecordError
+from featurestream.errors import DataError, RecordError
 from featurestream.manifest import Manifest
 from featurestream.names import tap_topic
 from featurestream.ports import RecordSource
@@ -16,7 +21,10 @@ from featurestream.record import ITEM_BYTES
 from featurestream.seek import Lanes
 from featurestream.wire import decode
 from featurestream_producer.datasets import ImageDataset
+from featurestream_producer.inputs import carried_checksums, input_checksum
 from featurestream_producer.resume import lane_records
+from featurestream_producer.sampling import sample_seed
+from featurestream_producer.transforms import Transform
 
 SHOWN: Final = 3
 
@@ -64,10 +72,70 @@ def find_changes(source: RecordSource, manifest: Manifest, dataset: ImageDataset
     )
 
 
+@dataclass(frozen=True, slots=True)
+class ImageChanges:
+    """What became of the images of which the last records of a stream carry checksums.
+
+    Attributes:
+        looked_at: how many were made again.
+        changed: the ids of those that are others now, each once.
+        repeatable: making one of these twice gives the same; where it does not, nothing can be told.
+    """
+
+    looked_at: int = 0
+    changed: tuple[str, ...] = ()
+    repeatable: bool = True
+
+    def text(self) -> str:
+        """Return what differs in one line."""
+        return f"of {self.looked_at} images that were made again, {len(self.changed)} differ: {_shown(self.changed)}"
+
+
+def find_image_changes(
+    source: RecordSource, manifest: Manifest, dataset: ImageDataset, transform: Transform, lanes: Sequence[int]
+) -> ImageChanges:
+    """Make the images again whose checksums the last record of each lane carries, and compare.
+
+    That is at most two images a lane. ``dataset`` and ``transform`` are those of the manifest by their fingerprint. An
+    image that cannot be decoded any more is passed over: it will be missing, and counted so.
+    """
+    looked_at = 0
+    changed: dict[str, None] = {}
+    topic = tap_topic(manifest.stream, _narrowest(manifest))
+    for lane in lanes:
+        low, high = source.bounds(topic, lane)
+        if low == high:
+            continue
+        found = source.record_at(topic, lane, high - 1)
+        try:
+            record = decode(found.value)
+            carried = carried_checksums(record)
+        except RecordError as error:
+            raise error.at(found.topic, found.lane, found.offset) from error
+        for row, checksum in carried.items():
+            index = int(record.indices[row])
+            seed = sample_seed(manifest.seed, record.pass_number, index, row % manifest.views)
+            try:
+                image = dataset.load(index)
+                made = input_checksum(transform(image, seed))
+            except DataError:
+                continue
+            looked_at += 1
+            if made == checksum:
+                continue
+            if input_checksum(transform(image, seed)) != made:
+                return ImageChanges(repeatable=False)
+            changed[record.ids[row]] = None
+    return ImageChanges(looked_at, tuple(changed))
+
+
+def _narrowest(manifest: Manifest) -> str:
+    return min(manifest.taps, key=lambda tap: tap.numbers * ITEM_BYTES[manifest.dtype]).name
+
+
 def _samples(source: RecordSource, manifest: Manifest) -> list[tuple[str, object]]:
     layout = manifest.layout
-    narrowest = min(manifest.taps, key=lambda tap: tap.numbers * ITEM_BYTES[manifest.dtype])
-    topic = tap_topic(manifest.stream, narrowest.name)
+    topic = tap_topic(manifest.stream, _narrowest(manifest))
     lanes = Lanes(source, layout, (topic,))
     first = lanes.earliest()
     found: list[tuple[str, object]] = []

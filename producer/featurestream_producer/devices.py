@@ -1,8 +1,10 @@
-"""Which devices compute, by the names that the user gives."""
+"""Which devices compute, by the names that the user gives, and what is asked of them all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import MutableMapping, Sequence
+from typing import Final
 
 import torch
 
@@ -10,6 +12,9 @@ from featurestream.errors import UnknownNameError
 from featurestream_producer.ranks import ALONE, Rank
 
 AUTO = "auto"
+#: Intel's MKL, which multiplies float32 matrices for torch on x86, rounds by the number of its threads unless this is
+#: set: then a worker that shares the cores with others gives the bits that one alone gives. No cost was measured.
+MKL_SETTING: Final = ("MKL_CBWR", "AUTO,STRICT")
 
 
 def find_devices(names: Sequence[str], rank: Rank = ALONE) -> tuple[str, ...]:
@@ -30,6 +35,15 @@ def find_devices(names: Sequence[str], rank: Rank = ALONE) -> tuple[str, ...]:
             raise UnknownNameError("device", shown, known, where=f"or {AUTO}")
         found.append(chosen)
     return tuple(found)
+
+
+def fix_rounding(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Have products of matrices on the CPU not depend on the number of threads, here and in processes started later.
+
+    MKL reads the setting when it multiplies for the first time; what the user has set stays.
+    """
+    name, value = MKL_SETTING
+    environment.setdefault(name, value)
 
 
 def known_devices() -> list[str]:

@@ -10,7 +10,8 @@ from featurestream.manifest import Manifest
 from featurestream.telemetry import Sample
 from featurestream_producer.ledger import Ledger
 from featurestream_producer.pacer import Pacer
-from featurestream_producer.worker import Queued, Sent, Stages
+from featurestream_producer.stages import Stages
+from featurestream_producer.worker import Queued, Sent
 
 
 @dataclass

@@ -38,7 +38,8 @@ class Pacer:
         next_batch: the first batch that nobody has published yet; :meth:`verdict` is told how it goes on.
         now: seconds since the epoch.
 
-    Raises, on entering and only where the pace depends on readers: BrokerError where they cannot be seen.
+    Raises, on entering: BrokerError where the topics' retention cannot be read, or the readers on which the pace
+    depends cannot be seen.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Pacer:
         self._source = self._log.source()
         self._read_at = self._now()
         try:
+            self._retention = {tap: self._kept(tap) for tap in self._batch_bytes}
             if not self.pace.free:
                 self._look()
         except BaseException:
@@ -156,8 +158,6 @@ class Pacer:
         self._seen = _Seen(readers, now - self._read_at)  # the warning comes first
 
     def _look_at_retention(self, readers: tuple[LiveReader, ...], now_ms: int) -> None:
-        if not self._retention:
-            self._retention = {tap: self._kept(tap) for tap in self._batch_bytes}
         shares = dict[str, float]()
         for reader in readers:
             risk = risk_of(

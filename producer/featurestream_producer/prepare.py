@@ -21,12 +21,13 @@ from featurestream.table import label_facts
 from featurestream_producer.backbones import Backbone, build_backbone
 from featurestream_producer.config import DEFAULT_LANES, ProduceConfig
 from featurestream_producer.datasets import ImageDataset, decoder_of, open_dataset
-from featurestream_producer.devices import device_title, find_devices, loader_workers
+from featurestream_producer.devices import device_title, find_devices, fix_rounding, loader_workers
 from featurestream_producer.loader import BatchPlan, load_batch
 from featurestream_producer.plan import Plan, Speed, choose_batch_samples, plan_of
 from featurestream_producer.ranks import Rank, find_rank
 from featurestream_producer.sampling import permutation, sample_seed
 from featurestream_producer.taps import DTYPES, TapReader, TapSpec, parse_taps
+from featurestream_producer.transfer import open_transfer
 from featurestream_producer.transforms import Transform, build_transform
 from featurestream_producer.worker import Job
 
@@ -34,6 +35,7 @@ from featurestream_producer.worker import Job
 DECIDING_PACKAGES: Final = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "torchcodec")
 MEASURE_S: Final = 2.0
 FEW: Final = 8  # images that go through before anything is measured
+MOST_BATCHES: Final = 100  # that are measured, of a device that takes milliseconds for one
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,7 @@ def prepare(config: ProduceConfig, rank: Rank | None = None) -> Prepared:
     lanes that are fewer than devices, are refused. Images are not read, and no broker is needed. Raises what the parts
     raise: UsageError, UnknownNameError, DataError, FeatureRangeError.
     """
+    fix_rounding()
     rank = find_rank() if rank is None else rank
     devices = find_devices(config.devices, rank)
     lanes = config.lanes if config.given("lanes") else max(DEFAULT_LANES, len(devices) * rank.size)
@@ -98,7 +101,11 @@ def prepare(config: ProduceConfig, rank: Rank | None = None) -> Prepared:
         decoder=decoder_of(dataset),
         transform=transform.describe(),
         backbone=BackboneFacts(
-            name=backbone.name, weights=backbone.weights.source, weights_sha256=backbone.weights.sha256
+            name=backbone.name,
+            weights=backbone.weights.source,
+            weights_sha256=backbone.weights.sha256,
+            autocast=config.autocast,
+            compiled=config.compile or None,
         ),
         taps=taps,
         dtype=config.dtype,
@@ -132,7 +139,15 @@ def build_reader(
         dtype=DTYPES[config.dtype],
         device=device,
         model_name=config.model,
+        autocast=None if config.autocast is None else DTYPES[config.autocast],
     )
+
+
+def ready(reader: TapReader, manifest: Manifest) -> TapReader:
+    """Return the reader as the stream's manifest wants it: compiled for its batches, or not."""
+    if manifest.backbone.compiled:
+        reader.compile(manifest.batch_samples * manifest.views)
+    return reader
 
 
 @dataclass(frozen=True)
@@ -150,7 +165,8 @@ class ReaderMaker:
                 f"{backbone.weights.sha256[:12]} here, {job.manifest.backbone.weights_sha256[:12]} in the manifest",
                 hint="a backbone of your own must seed its random weights, or load them from a file",
             )
-        return build_reader(self.config, backbone, job.transform, parse_taps(list(self.config.taps)), job.device)
+        specs = parse_taps(list(self.config.taps))
+        return ready(build_reader(self.config, backbone, job.transform, specs, job.device), job.manifest)
 
 
 def agreed(existing: Manifest, prepared: Prepared) -> Manifest:
@@ -256,20 +272,28 @@ def measure(prepared: Prepared) -> Speed:
 
 
 def _forward_speed(prepared: Prepared, device: str) -> float:
-    size = prepared.transform.image_size
+    """Return the images a second of the forward, copies included: of a part of a batch, or of several batches."""
+    size, manifest = prepared.transform.image_size, prepared.manifest
     reader = prepared.reader
     if len(prepared.devices) > 1:
         specs = parse_taps(list(prepared.config.taps))
         reader = build_reader(prepared.config, prepared.backbone, prepared.transform, specs, device)
-    rows = prepared.manifest.batch_samples * prepared.manifest.views
-    few = min(rows, FEW)
+    reader, transfer = ready(reader, manifest), open_transfer(device)
+    rows = manifest.batch_samples * manifest.views
+    few = rows if manifest.backbone.compiled else min(rows, FEW)  # compiled, fewer rows take as long as all
     generator = np.random.default_rng(0)
     images_BCHW = torch.from_numpy(generator.standard_normal((rows, 3, size, size), dtype=np.float32))
-    reader(images_BCHW[:few])  # the first forward also chooses algorithms and takes memory
-    few_s = _seconds(reader, images_BCHW[:few])
-    many = max(few, min(rows, int(few * MEASURE_S / max(few_s, 1e-6))))
-    reader(images_BCHW[:many])
-    return many / _seconds(reader, images_BCHW[:many])
+
+    def seconds(count: int, times: int = 1) -> float:
+        began = time.perf_counter()
+        for coming in [transfer.fetch(reader.capture(transfer.bring(images_BCHW[:count]))) for _ in range(times)]:
+            coming.wait().check()
+        return time.perf_counter() - began
+
+    seconds(few)  # the first forward also chooses algorithms and takes memory
+    many = max(few, min(rows, int(few * MEASURE_S / max(seconds(few), 1e-6))))
+    times = max(1, min(MOST_BATCHES, int(MEASURE_S / max(seconds(many), 1e-6))))
+    return many * times / seconds(many, times)
 
 
 def _load_speed(prepared: Prepared) -> float:
@@ -291,13 +315,6 @@ def _load_speed(prepared: Prepared) -> float:
     many = max(1, min(len(order) - few, manifest.batch_samples, int(few * MEASURE_S / max(few_s, 1e-6))))
     first = few if len(order) > few else 0
     return many * manifest.views / load(first, many)
-
-
-def _seconds(reader: TapReader, images_BCHW: torch.Tensor) -> float:
-    began = time.perf_counter()
-    for feature in reader(images_BCHW).values():
-        feature.cpu()
-    return time.perf_counter() - began
 
 
 def _tap_facts(spec: TapSpec, shape: tuple[int, ...]) -> TapFacts:

@@ -7,15 +7,20 @@ the record carries (:mod:`.inputs`).
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from featurestream.errors import DataError, MissingExtraError, StreamMismatchError, UsageError
 from featurestream.health import Canary
+from featurestream.lookup import is_import_path
 from featurestream.manifest import Manifest, manifest_differences
 from featurestream.record import Record
 from featurestream_producer.canary import transform_canary
@@ -27,6 +32,7 @@ from featurestream_producer.sampling import sample_seed
 from featurestream_producer.transforms import Transform, described_transform
 
 SHOWN: Final = 3
+TORCHVISION: Final = "torchvision:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,25 @@ class Check:
 
     row: int | None
     carried: tuple[int, ...]
+
+
+def check_code(manifest: Manifest, *, data: str | None = None, trusted: Collection[str] = ()) -> None:
+    """Raise UsageError where making an image again would call code that the manifest names and ``trusted`` does not.
+
+    A manifest comes from a topic: whoever may write there must not choose what is imported here. ``data``, where it is
+    given, takes the place of the data set that the manifest names.
+    """
+    if data is None:
+        _check_named(manifest, "data set", manifest.data.location or manifest.data.source, trusted)
+    _check_named(manifest, "transform", str(manifest.transform.get("name")), trusted)
+
+
+def _check_named(manifest: Manifest, kind: str, name: str, trusted: Collection[str]) -> None:
+    if is_import_path(name) and not name.startswith(TORCHVISION) and name not in trusted:
+        raise UsageError(
+            f'the manifest of stream "{manifest.stream}" names code of somebody\'s as its {kind}: {name}',
+            hint=f"where you know it and want it called, say so with --trust {name}",
+        )
 
 
 def reopen_dataset(manifest: Manifest, *, data: str | None = None, root: Path | None = None) -> ImageDataset:
@@ -116,6 +141,25 @@ def check_dataset(manifest: Manifest, dataset: ImageDataset, record: Record) -> 
         hint="name the data as it was with --data, or bring its files back",
         differences=differences,
     )
+
+
+def sprites_of(manifest: Manifest, indices: Sequence[int], *, side: int) -> NDArray[np.uint8]:
+    """Return small pictures of samples, uint8 (samples, side, side, 3): the middle square of each image.
+
+    A picture is black where the image cannot be decoded. The data must be where the producer found it: UsageError where
+    it is not, or is code that the manifest names; StreamMismatchError where it is no longer the stream's.
+    """
+    _check_named(manifest, "data set", manifest.data.location or manifest.data.source, ())
+    dataset = reopen_dataset(manifest)
+    if dataset.fingerprint() != manifest.data.sha256:
+        raise StreamMismatchError(
+            f'{dataset.source} is no longer the data of stream "{manifest.stream}"', hint="bring its files back"
+        )
+    found = np.zeros((len(indices), side, side, 3), np.uint8)
+    for number, index in enumerate(indices):
+        with suppress(DataError):
+            found[number] = np.asarray(ImageOps.fit(dataset.load(index).convert("RGB"), (side, side)))
+    return found
 
 
 def place_of(record: Record, row: int, view: int | None = None) -> Place:

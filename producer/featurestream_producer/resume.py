@@ -121,6 +121,24 @@ def find_tail(
     return Tail(layout, tuple(topics), next_batch)
 
 
+def reaches_end(source: RecordSource, manifest: Manifest) -> bool:
+    """Tell whether every lane of a finite stream holds its last batch, or has held it until retention took it.
+
+    What the manifest's topic calls complete was acknowledged; a broker without replicas that dies with its disk may
+    lose it all the same. Raises StreamNotFoundError where a tap's topic is gone.
+    """
+    layout, total = manifest.layout, manifest.total_batches or 0
+    topics = tuple(tap_topic(manifest.stream, tap.name) for tap in manifest.taps)
+    finder = Lanes(source, layout, topics)
+    for topic, lane in finder.places():
+        low, high = source.bounds(topic, lane)
+        greatest = finder.greatest(topic, lane, high)
+        after = lane if greatest is None else greatest + layout.lanes
+        if after < total and (low < high or high == 0):
+            return False
+    return True
+
+
 def passes_so_far(source: RecordSource, manifest: Manifest, tail: Tail, finished_passes: int) -> dict[int, PassSoFar]:
     """Return what is there, in the tail's lanes, of the passes that have no record yet, by pass number.
 

@@ -22,14 +22,14 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from featurestream.errors import BrokerError, StreamMismatchError, UsageError
+from featurestream.errors import BrokerError, StreamMismatchError, StreamNotFoundError, UsageError
 from featurestream.interrupts import stop_on_signals
 from featurestream.layout import Layout
 from featurestream.logs import WARNING, Line
 from featurestream.manifest import Manifest
 from featurestream.manifest_topic import ManifestTopic, StreamFacts
 from featurestream.names import manifest_topic, tap_topic
-from featurestream.ports import Log
+from featurestream.ports import Log, RecordSource
 from featurestream.progress import Progress
 from featurestream.record import MissingSample
 from featurestream.seek import Lanes
@@ -37,7 +37,7 @@ from featurestream.telemetry import Telemetry
 from featurestream.topics import tap_topic_settings
 from featurestream_producer.config import ProduceConfig
 from featurestream_producer.contact import ContactWatch
-from featurestream_producer.data_changes import find_changes
+from featurestream_producer.data_changes import find_changes, find_image_changes
 from featurestream_producer.devices import loader_workers
 from featurestream_producer.distance import Distance, LaneEnds
 from featurestream_producer.health_watch import HealthWatch
@@ -56,12 +56,15 @@ from featurestream_producer.prepare import (
     check_an_image,
     made_with,
     prepare,
+    ready,
     version_warnings,
 )
 from featurestream_producer.ranks import Rank
 from featurestream_producer.requests import RequestServer, Served, Unserved, requests_wait
-from featurestream_producer.resume import PassSoFar, Tail, find_tail, fresh_tail, passes_so_far
-from featurestream_producer.worker import Done, Durable, Job, Ready, Sent, Stages
+from featurestream_producer.resume import PassSoFar, Tail, find_tail, fresh_tail, passes_so_far, reaches_end
+from featurestream_producer.stages import RecentStages, Stages, mean
+from featurestream_producer.taps import TapReader
+from featurestream_producer.worker import Done, Durable, Job, Ready, Sent
 
 WAIT_LINE_S: Final = 5.0  # how long a producer waits for readers before a line says so
 TICK_S: Final = 0.2  # how soon Ctrl-C and a lost lease are noticed
@@ -165,6 +168,7 @@ def publish(
             existing.manifest is not None
             and _is_finished(existing, _agreed(existing.manifest, prepared, log, say))
             and not requests_wait(log, existing.manifest)
+            and _is_whole(log, existing.manifest, say)
         ):
             say(f'stream "{stream}" is finished: {_passes(existing.manifest)}, {_batches(existing.manifest)}')
             return _nothing_done(existing.manifest)
@@ -267,10 +271,29 @@ class _Run:
                 topics = [tap_topic(manifest.stream, tap.name) for tap in manifest.taps]
                 self._change_passes(manifest, Lanes(source, manifest.layout, topics).after_end(), facts)
             tail = find_tail(source, manifest, finished, rank.lanes(manifest.lanes))
+            self._check_images(source, facts.manifest)
             so_far = passes_so_far(source, manifest, tail, finished)
         finally:
             source.close()
         return self._go_on(manifest, finished, tail, so_far, progress)
+
+    def _check_images(self, source: RecordSource, manifest: Manifest) -> None:
+        """Raise StreamMismatchError where images at the end of the stream are no longer what they were.
+
+        Where a library that decodes or resizes is another one now, that is why, and a line says so.
+        """
+        prepared = self._prepared
+        lanes = prepared.rank.lanes(manifest.lanes)
+        changes = find_image_changes(source, manifest, prepared.dataset, prepared.transform, lanes)
+        if not changes.repeatable:
+            self._say(f"{WARNING}the transform makes another image each time: rows of this stream cannot be repeated")
+        elif changes.changed and version_warnings(manifest, made_with(prepared.devices[0])):
+            self._say(f"{WARNING}{changes.text()}; libraries are others than when the stream was begun, see above")
+        elif changes.changed:
+            raise StreamMismatchError(
+                f'the images of stream "{manifest.stream}" have changed under their names: {changes.text()}',
+                hint="bring the files back as they were, or name the new stream differently",
+            )
 
     def _wait_for_manifest(self) -> StreamFacts:
         """Return the facts of a stream that rank 0 creates: one rank does, or two might make two different ones."""
@@ -427,8 +450,8 @@ class _Run:
         sizes = {tap.name: plan.tap_pass_bytes(tap) / layout.pass_batches for tap in plan.taps}
         return Pacer(self._pace(manifest), manifest, self._log, batch_bytes=sizes, next_batch=tail.untouched)
 
-    def _own_reader(self, _job: Job) -> Any:
-        return self._prepared.reader
+    def _own_reader(self, job: Job) -> TapReader:
+        return ready(self._prepared.reader, job.manifest)
 
     def _listen(
         self,
@@ -449,7 +472,7 @@ class _Run:
         deadline = float("inf")
         say = self._say if shown is None else shown.say
         health = HealthWatch(self._topic, manifest, self._facts, jobs, lambda line: say(f"{WARNING}{line}"))
-        began = time.perf_counter()
+        began, recent = time.perf_counter(), RecentStages()
         while running and time.monotonic() < deadline:
             event = crew.next_event(TICK_S)
             if failure is None:
@@ -466,7 +489,8 @@ class _Run:
                     pacing.sent(event.batch)
                     ledger.sent(event.batch, rows=event.rows, size=event.size, missing=event.missing, at_ms=event.at_ms)
                     images = event.rows + len(event.missing) * manifest.views
-                    _advance(shown, images, ledger.bytes / max(time.perf_counter() - began, 1e-9))
+                    recent.see(event.worker, event.stages)
+                    _advance(shown, images, ledger.bytes / max(time.perf_counter() - began, 1e-9), recent.mean())
                 case Durable():
                     recorder.record(ledger.is_durable(event.worker, event.below), pacing.say)
                 case Served() | Unserved():
@@ -487,7 +511,7 @@ class _Run:
         if failure is not None:
             raise failure
         self._warn(pacing, monitor)
-        return _mean(stages)
+        return mean(stages)
 
     def _close_health(self, health: HealthWatch, failure: BaseException | None) -> None:
         if not isinstance(failure, BrokerError):  # a log that is gone takes no facts
@@ -612,6 +636,21 @@ def _is_finished(facts: StreamFacts, manifest: Manifest) -> bool:
     return facts.end is not None and manifest.passes == facts.end.passes
 
 
+def _is_whole(log: Log, manifest: Manifest, say: Say) -> bool:
+    """Tell whether the log still holds what the stream's end says; say so where it does not."""
+    source = log.source()
+    try:
+        if reaches_end(source, manifest):
+            return True
+        what = "batches at its end"
+    except StreamNotFoundError as error:
+        what = error.message
+    finally:
+        source.close()
+    say(f'{WARNING}stream "{manifest.stream}" was complete, and the log has lost {what}: they are published again')
+    return False
+
+
 def _nothing_done(manifest: Manifest) -> Result:
     return Result(
         manifest.stream, manifest.fingerprint, 0, 0, 0, (), 0, 0.0, 0.0, Stages(), finished=True, interrupted=False
@@ -634,31 +673,17 @@ def _images_in(layout: Layout, lanes: Sequence[int], batches: range) -> int:
     return (count * layout.batch_samples - smaller * lacking) * layout.views
 
 
-def _mean(stages: list[Stages]) -> Stages:
-    count = max(len(stages), 1)
-    return Stages(
-        sum(one.data_s for one in stages) / count,
-        sum(one.forward_s for one in stages) / count,
-        sum(one.send_s for one in stages) / count,
-        sum(one.sending_s for one in stages) / count,
-        sum(one.ahead_s for one in stages) / count,
-    )
-
-
-def _advance(shown: Progress | None, images: int, bytes_per_s: float) -> None:
+def _advance(shown: Progress | None, images: int, bytes_per_s: float, stages: Stages) -> None:
     if shown is not None:
-        shown.advance(images, rate=f"{size_text(bytes_per_s)}/s")
+        facts = {"rate": f"{size_text(bytes_per_s)}/s", "stages": stages.brief()}
+        shown.advance(images, **{name: text for name, text in facts.items() if text})
 
 
 def _summary(result: Result) -> str:
-    stages = result.stages
-    all_s = max(stages.data_s + stages.forward_s + stages.send_s + stages.ahead_s, 1e-9)
-    ahead = f", waiting for slower devices {stages.ahead_s / all_s:.0%}" if stages.ahead_s > 0.005 * all_s else ""
     return (
         f"published {result.rows:,} rows in {result.batches:,} batches ({size_text(result.bytes)}) "
         f"in {duration_text(result.seconds)}: {result.images_per_s:,.0f} images/s; the device's time: "
-        f"waiting for images {stages.data_s / all_s:.0%}, computing {stages.forward_s / all_s:.0%}, "
-        f"waiting for Kafka {stages.send_s / all_s:.0%}{ahead}"
+        f"{result.stages.text() or 'none'}"
         + (f"; {duration_text(result.waited_s)} more in which it waited for readers" if result.waited_s else "")
     )
 

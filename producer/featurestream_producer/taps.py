@@ -14,15 +14,17 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from featurestream.errors import FeatureRangeError, InternalError, UnknownNameError, UsageError
+from featurestream_producer.compiled import CompiledTrunk
 from featurestream_producer.layers import LayerCall, probe
 from featurestream_producer.pools import find_pool
 
@@ -32,6 +34,8 @@ _TAP = re.compile(
     r"(?P<layer>[^:=()]+?)(?::(?P<call>\d+))?(?::(?P<pool>[^=()]+?)(?:\((?P<arguments>[^()]*)\))?)?(?:=(?P<name>.*))?"
 )
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
+#: How maps lie in memory: with the channels last, convolutions are faster on CPUs and GPUs; else as torch has them.
+_MEMORY_FORMATS: Final = (torch.channels_last, torch.contiguous_format)
 _RESERVED = {"manifest": "manifest", "experiments": "run registry"}  # <stream>.manifest is not a tap's topic
 _FORM = "expected layer[:k][:pool[(argument=value, ...)]][=name], like layer2:gap or layer4:gem(p=4)=g4"
 
@@ -110,7 +114,7 @@ def parse_taps(texts: Sequence[str]) -> list[TapSpec]:
 
 @dataclass(frozen=True, eq=False)
 class Captured:
-    """The taps' features of one batch, still on the device: nothing has waited for it yet.
+    """The taps' features of one batch, unchecked. On a device they may still be computed: nothing has waited for it.
 
     ``features``: tap name to tensor (B, ...), contiguous, in the stream's dtype. ``largest``: float32 (taps,), each
     tap's greatest absolute value before the cast, NaN where any value is.
@@ -119,6 +123,11 @@ class Captured:
     features: dict[str, Tensor]
     largest: Tensor
     advice: str
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Captured:
+        """Return the same with ``function`` of each tensor, such as a copy somewhere else."""
+        features = {tap: function(feature) for tap, feature in self.features.items()}
+        return replace(self, features=features, largest=function(self.largest))
 
     def check(self) -> dict[str, Tensor]:
         """Return the features, once none of them is NaN, infinite or too large for the dtype; waits for the device.
@@ -152,7 +161,8 @@ class TapReader:
     """A frozen backbone that gives its taps' features: images in, ``{tap name: tensor}`` out.
 
     ``specs``: from :func:`parse_taps`. ``image_size``: pixels a side. ``dtype``: the stream's. ``device``: where the
-    model is moved, in place. ``model_name``: for error messages alone.
+    model is moved, in place. ``model_name``: for error messages alone. ``autocast``: the dtype that torch's autocast
+    computes convolutions and products in; None: the weights' own.
 
     Construction runs the model once on two black images. It raises UnknownNameError for a layer that the model does not
     have; UsageError for a layer that never runs, runs several times without ``:k``, does not give one tensor with
@@ -171,36 +181,34 @@ class TapReader:
         dtype: torch.dtype,
         device: torch.device | str,
         model_name: str = "MODEL",
+        autocast: torch.dtype | None = None,
     ) -> None:
-        listing = f"list them with: featurectl layers {model_name}"
+        self._listing = f"list them with: featurectl layers {model_name}"
         modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
         for spec in specs:
             if spec.layer not in modules:
-                raise UnknownNameError("layer", spec.layer, modules, where=listing)
+                raise UnknownNameError("layer", spec.layer, modules, where=self._listing)
         self._device = torch.device(device)
         self._model = model.eval().requires_grad_(False).to(self._device)
         self._dtype = dtype
+        self._autocast = autocast
         self._specs = list(specs)
         self._layers = {spec.layer: modules[spec.layer] for spec in specs}
         self._wanted: dict[tuple[str, int], list[TapSpec]] = {}
+        self._compiled: CompiledTrunk | None = None
         self.shapes: dict[str, tuple[int, ...]] = {}
-        not_loaded = _nan_names(model)
-        self._advice = (
-            f"the checkpoint has no {not_loaded}: tap an earlier layer, or load weights that have it"
-            if not_loaded
-            else "look at the weights, and at what the transform makes of the images"
-        )
-        calls = probe(self._model, self._layers, image_size)
-        for spec in specs:
-            chosen = _choose(spec, [call for call in calls if call.layer == spec.layer], listing)
-            self._wanted.setdefault((spec.layer, chosen.call), []).append(spec)
-            with torch.inference_mode():
-                pooled = _pooled(spec, chosen.output)
-            self.shapes[spec.name] = tuple(pooled.shape[1:])
-            if not_loaded and bool(pooled.isnan().any()):
-                raise FeatureRangeError(
-                    f'tap "{spec.name}" depends on weights that were not loaded', hint=self._advice, tap=spec.name
-                )
+        self._not_loaded = _nan_names(model)
+        self._advice = self._range_advice()
+        self._probe(image_size)
+
+    def compile(self, rows: int, *, backend: str = "inductor") -> None:
+        """Run the model compiled by torch.compile from now on, always on ``rows`` images at once.
+
+        A smaller batch is filled up with black images, and a larger one is split: so that all batches run the same
+        kernels, and a row does not depend on which batches came before. What is compiled is compiled at the first
+        batch; :meth:`capture` raises UsageError where that cannot be done. Called again, it changes nothing.
+        """
+        self._compiled = self._compiled or CompiledTrunk(self._model, self._layers, list(self._wanted), rows, backend)
 
     def __call__(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """Return ``capture(images).check()``: the features, all of them finite; waits for the device."""
@@ -213,6 +221,30 @@ class TapReader:
         cast last. B may be 0. Raises UsageError when an output does not have the shape that the probe saw.
         """
         images_BCHW = images_BCHW.to(self._device, non_blocking=True)
+        rows = len(images_BCHW)
+        if rows == 0:
+            return self._nothing()
+        if self._compiled is None:
+            with torch.inference_mode(), self._precision(enabled=True):
+                taken = self._run(images_BCHW)
+        else:
+            with torch.no_grad(), self._precision(enabled=True):
+                taken = {
+                    spec.name: self._feature(spec, output, rows)
+                    for call, output in self._compiled(images_BCHW).items()
+                    for spec in self._wanted[call]
+                }
+        absent = [spec.text for spec in self._specs if spec.name not in taken]
+        if absent:
+            raise UsageError(
+                f"the model ran without {', '.join(absent)}, which ran in the probe",
+                hint="a tap's layer must run for every batch; tap one that does not depend on the images",
+            )
+        largest = torch.stack([taken[spec.name][1] for spec in self._specs])
+        return Captured({spec.name: taken[spec.name][0] for spec in self._specs}, largest, self._advice)
+
+    def _run(self, images_BCHW: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return each tap's feature and greatest absolute value, the model cut off after the last one."""
         taken: dict[str, tuple[Tensor, Tensor]] = {}
         counts: Counter[str] = Counter()
 
@@ -223,29 +255,24 @@ class TapReader:
             if len(taken) == len(self._specs):
                 raise _Enough
 
-        if len(images_BCHW) == 0:
-            return self._nothing()
         handles = [module.register_forward_hook(partial(hook, name)) for name, module in self._layers.items()]
         try:
-            with torch.inference_mode():
-                self._model(images_BCHW)
+            self._model(images_BCHW)
         except _Enough:
             pass
         finally:
             for handle in handles:
                 handle.remove()
-        absent = [spec.text for spec in self._specs if spec.name not in taken]
-        if absent:
-            raise UsageError(
-                f"the model ran without {', '.join(absent)}, which ran in the probe",
-                hint="a tap's layer must run for every batch; tap one that does not depend on the images",
-            )
-        largest = torch.stack([taken[spec.name][1] for spec in self._specs])
-        return Captured({spec.name: taken[spec.name][0] for spec in self._specs}, largest, self._advice)
+        return taken
+
+    def _precision(self, *, enabled: bool) -> torch.autocast:
+        """Return the block in which the model runs; not enabled: the one inside it in which features are pooled."""
+        return torch.autocast(self._device.type, dtype=self._autocast, enabled=enabled and self._autocast is not None)
 
     def _feature(self, spec: TapSpec, output: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         """Return the feature in the stream's dtype, and its greatest absolute value as a float32 scalar."""
-        pooled = _pooled(spec, output)
+        with self._precision(enabled=False):
+            pooled = _pooled(spec, output)
         expected = (rows, *self.shapes[spec.name])
         if tuple(pooled.shape) != expected:
             raise UsageError(
@@ -263,6 +290,41 @@ class TapReader:
             for name, shape in self.shapes.items()
         }
         return Captured(features, torch.zeros(len(features), device=self._device), self._advice)
+
+    def _probe(self, image_size: int) -> None:
+        """Find every tap's call and shape, with the first order in memory that the model and its pools can take."""
+        for memory_format in _MEMORY_FORMATS:
+            convert_conv2d_weight_memory_format(self._model, memory_format)
+            try:
+                self._find_taps(image_size)
+            except UsageError:  # of code that takes a map for a plain array (Tensor.view), or a mistake
+                if memory_format is _MEMORY_FORMATS[-1]:
+                    raise
+            else:
+                return
+
+    def _find_taps(self, image_size: int) -> None:
+        self._wanted, self.shapes = {}, {}
+        with self._precision(enabled=True):
+            calls = probe(self._model, self._layers, image_size)
+        for spec in self._specs:
+            chosen = _choose(spec, [call for call in calls if call.layer == spec.layer], self._listing)
+            self._wanted.setdefault((spec.layer, chosen.call), []).append(spec)
+            with torch.inference_mode():
+                pooled = _pooled(spec, chosen.output)
+            self.shapes[spec.name] = tuple(pooled.shape[1:])
+            if self._not_loaded and bool(pooled.isnan().any()):
+                raise FeatureRangeError(
+                    f'tap "{spec.name}" depends on weights that were not loaded', hint=self._advice, tap=spec.name
+                )
+
+    def _range_advice(self) -> str:
+        if self._not_loaded:
+            return f"the checkpoint has no {self._not_loaded}: tap an earlier layer, or load weights that have it"
+        advice = "look at the weights, and at what the transform makes of the images"
+        if self._autocast == torch.float16:
+            advice = f"float16 reaches no further than 65,504: use --autocast bfloat16; or {advice}"
+        return advice
 
 
 class _Enough(BaseException):

@@ -224,6 +224,11 @@ def described_transform(description: Mapping[str, Any]) -> Transform:
             f"a transform is described as {dict(description)}, which this featurestream cannot make: {error!r}",
             hint="the stream may come from a newer featurestream: upgrade this one",
         ) from error
+    if not 0 < transform.image_size**2 <= _MAX_RESIZED_PIXELS:
+        raise UsageError(
+            f"a transform is described that makes images of {transform.image_size} pixels a side",
+            hint=f"at most {_MAX_RESIZED_PIXELS} pixels",
+        )
     again = transform.describe()
     differing = [key for key in {**description, **again} if description.get(key) != again.get(key)]
     if differing:

@@ -4,7 +4,8 @@ Three threads (or more: the loader may use processes) pass batches on through bo
 
     loader --images--> forward (the calling thread) --features--> sender --records--> the log's own queue
 
-A full queue blocks whoever fills it; nothing is ever dropped.
+A full queue blocks whoever fills it; nothing is ever dropped. A device that computes by itself is given the next batch
+before it has finished the last one (:mod:`.transfer`): it is the sender who waits for a batch's features.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -39,7 +41,9 @@ from featurestream_producer.loader import BatchLoader, BatchPlan, LoadedBatch, l
 from featurestream_producer.preset import Preset
 from featurestream_producer.resume import Tail
 from featurestream_producer.sampling import permutation
+from featurestream_producer.stages import Stages
 from featurestream_producer.taps import TapReader
+from featurestream_producer.transfer import Coming, Transfer, open_transfer
 from featurestream_producer.transforms import Transform
 
 QUEUED_BATCHES = 8  # features that wait for the sender: about 1 MB a tap each
@@ -98,21 +102,6 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Stages:
-    """Seconds in which the device's thread waited for images, computed, and waited for room to send.
-
-    ``ahead_s`` it waited for slower devices. ``sending_s`` is the sender's own time for encoding and appending, beside
-    the others.
-    """
-
-    data_s: float = 0.0
-    forward_s: float = 0.0
-    send_s: float = 0.0
-    sending_s: float = 0.0
-    ahead_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class Queued:
     """What waits in a worker: batches of images, batches of features, and records that are not confirmed yet."""
 
@@ -125,8 +114,8 @@ class Queued:
 class Sent:
     """A batch was handed to the log: all records of it that were lacking. ``size`` is their bytes.
 
-    ``glance`` is what was seen of its images and features, where it was looked at. ``stages`` is where the time has
-    gone up to the last batch computed, ``queued`` what waits now.
+    ``glance`` is what was seen of its images and features, where it was looked at. ``stages`` is where the worker's
+    time had gone before the batch was computed, ``queued`` what waits now.
     """
 
     worker: int
@@ -136,7 +125,7 @@ class Sent:
     missing: tuple[MissingSample, ...]
     at_ms: int
     glance: Glance | None
-    stages: Stages = Stages()
+    stages: Stages
     queued: Queued = Queued()
 
 
@@ -170,12 +159,12 @@ Report = Callable[[Sent | Durable | Ready], None]
 @dataclass(frozen=True, eq=False, slots=True)
 class _Features:
     loaded: LoadedBatch
-    features: dict[str, Tensor]  # on the CPU
+    coming: Coming
     inputs: tuple[tuple[int, str], ...]  # checksums of a few rows' images
     seen: InputGlance | None
     extracted_ns: int
-    stages: Stages = Stages()  # before this batch was put
-    images: int = 0  # batches of images that were waiting then
+    stages: Stages  # before this batch was computed
+    images: int = 0  # batches of images that were waiting when it was put
 
 
 def work(
@@ -200,6 +189,7 @@ def work(
     or OutsideError of the loader, DataError where suddenly no image can be decoded any more.
     """
     sender = _Sender(job, sink, report)
+    transfer = open_transfer(job.device)
     data_s = forward_s = send_s = ahead_s = 0.0
     in_a_row = 0
     report(Ready(job.index, make_canary(reader, job.transform, job.device)))
@@ -231,35 +221,44 @@ def work(
             begun = time.perf_counter()
             ahead_s += begun - got
             looked = is_looked_at(loaded.plan.batch, job.tail.first_lacking, job.manifest.lanes)
-            made = _features(job, reader, loaded, looked=looked)
+            so_far = Stages(data_s, forward_s, send_s, sender.busy_s, ahead_s)
+            made = _features(job, reader, transfer, loaded, looked=looked, stages=so_far)
             computed = time.perf_counter()
             forward_s += computed - begun
-            stages = Stages(data_s, forward_s, send_s, ahead_s=ahead_s)
-            sender.put(replace(made, stages=stages, images=loader.ready))
+            sender.put(replace(made, images=loader.ready))
             send_s += time.perf_counter() - computed
+        ended = time.perf_counter()
         sender.finish(stopped=stop.is_set())
+        send_s += time.perf_counter() - ended
     return Stages(data_s, forward_s, send_s, sender.busy_s, ahead_s)
 
 
 def publish_batch(job: Job, reader: TapReader, sink: RecordSink, plan: BatchPlan) -> Sent:
     """Publish one batch of the job's stream in the calling thread; it is durable when this returns."""
     loaded = load_batch(job.dataset, job.transform, plan, seed=job.manifest.seed, views=job.manifest.views)
-    sent = _Sender(job, sink, lambda _: None).send(_features(job, reader, loaded, looked=False))
+    made = _features(job, reader, open_transfer(job.device), loaded, looked=False, stages=Stages())
+    sent = _Sender(job, sink, lambda _: None).send(made)
     sink.flush()
     return sent
 
 
-def _features(job: Job, reader: TapReader, loaded: LoadedBatch, *, looked: bool) -> _Features:
+def _features(
+    job: Job, reader: TapReader, transfer: Transfer, loaded: LoadedBatch, *, looked: bool, stages: Stages
+) -> _Features:
     """Return what is sent of a batch; ``looked`` says whether its images and features are looked at."""
     # Before a layer can overwrite the images.
     inputs = input_checksums(loaded.plan.batch, loaded.images)
     seen = look_at_inputs(loaded.images, job.manifest.views, job.expected) if looked else None
-    return _Features(loaded, _forward(reader, loaded, job.device), inputs, seen, time.time_ns())
+    with _failures_told(loaded, job.device):
+        coming = transfer.fetch(reader.capture(transfer.bring(loaded.images)))
+    return _Features(loaded, coming, inputs, seen, time.time_ns(), stages)
 
 
-def _forward(reader: TapReader, loaded: LoadedBatch, device: str) -> dict[str, Tensor]:
+@contextmanager
+def _failures_told(loaded: LoadedBatch, device: str) -> Iterator[None]:
+    """Turn what a model or a device fails with into an error of ours that names the batch."""
     try:
-        return {tap: feature.cpu() for tap, feature in reader(loaded.images).items()}
+        yield
     except FeatureStreamError:
         raise
     except torch.OutOfMemoryError as error:
@@ -314,7 +313,7 @@ class _Sender:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # What was computed before the loader or the forward failed is good: it is sent. The first error counts.
+        # What was computed before something failed is good: it is sent. The first error counts.
         if self._thread.is_alive():
             self._end()
         if error is None and self._error is not None:
@@ -362,7 +361,6 @@ class _Sender:
                     self._sink.flush()
                     self._report(Durable(self._job.index, item.below))
                     continue
-                began = time.perf_counter()
                 plan = item.loaded.plan
                 if number is not None and plan.pass_number > number:
                     self._sink.flush()
@@ -370,13 +368,18 @@ class _Sender:
                 number = plan.pass_number
                 self._report(self.send(item))
                 self._next = plan.batch + 1
-                self.busy_s += time.perf_counter() - began
             self._sink.flush()
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that computes
             self._error = error
 
     def send(self, item: _Features) -> Sent:
-        """Append the records of a batch that are lacking, in the calling thread."""
+        """Append the records of a batch that are lacking, in the calling thread, as soon as its features are there.
+
+        Raises FeatureRangeError where they do not fit the dtype, and what the device failed with; then nothing of the
+        batch was appended, and all that was before is durable.
+        """
+        features = self._arrived(item)
+        began = time.perf_counter()
         manifest, plan = self._job.manifest, item.loaded.plan
         dataset = self._job.dataset
         indices = item.loaded.present
@@ -387,7 +390,7 @@ class _Sender:
         key = record_key(plan.pass_number, plan.batch)
         size = 0
         for tap in self._job.tail.lacking(plan.batch):
-            feature = item.features[tap]
+            feature = features[tap]
             record = Record(
                 stream=manifest.stream, fingerprint=manifest.fingerprint, tap=tap, batch=plan.batch,
                 pass_number=plan.pass_number, views=manifest.views, dtype=manifest.dtype,
@@ -400,7 +403,8 @@ class _Sender:
         glance = None
         if item.seen is not None:
             early = is_early(plan.batch, self._job.tail.first_lacking)
-            glance = look_at(item.features, item.seen, labels, manifest.views, probe=early)
+            glance = look_at(features, item.seen, labels, manifest.views, probe=early)
+        self.busy_s += time.perf_counter() - began
         return Sent(
             self._job.index,
             plan.batch,
@@ -409,9 +413,17 @@ class _Sender:
             missing,
             item.extracted_ns // 1_000_000,
             glance,
-            replace(item.stages, sending_s=self.busy_s),
+            item.stages,
             Queued(item.images, self._queue.qsize(), self._sink.queued),
         )
+
+    def _arrived(self, item: _Features) -> dict[str, Tensor]:
+        try:
+            with _failures_told(item.loaded, self._job.device):
+                return item.coming.wait().check()
+        except FeatureStreamError:
+            self._sink.flush()
+            raise
 
 
 def raw_bytes(feature: Tensor) -> NDArray[np.uint8]:

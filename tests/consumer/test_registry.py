@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from featurestream.errors import BrokerError, DivergedError, HoleError
-from featurestream.experiments import Experiment, read_experiments
+from featurestream.experiments import Experiment, ExperimentsTopic, read_experiments
 from featurestream.memory import MemoryLog
 from featurestream.names import experiments_topic
 from featurestream_consumer.compare import compare_table, load_runs, pairs_table, records, registered_run
@@ -132,6 +132,21 @@ def test_an_experiment_that_died_and_goes_on_is_one_run_with_every_row_once(log,
     plain = [[{**row, "time": 0} for row in one.rows] for one in found.values()]
     assert plain[0] == plain[1]
     assert found["E1"].run.metrics == whole.metrics
+
+
+def test_an_end_that_never_reached_the_registry_is_written_when_the_run_is_asked_for_again(log, tmp_path) -> None:
+    train(config(tmp_path), log)
+    finished = only(log)
+    with ExperimentsTopic(log, "toy") as topic:  # as it was a second before the end
+        topic.write_run(finished.run.model_copy(update={"state": "running", "step": 9, "validation": "none"}))
+    assert only(log).validation is None
+    assert train(config(tmp_path), log).already_finished
+    again = only(log)
+    assert again.run.model_copy(update={"updated_at": ""}) == finished.run.model_copy(update={"updated_at": ""})
+    assert (again.rows, again.validation) == (finished.rows, finished.validation)
+    high = log.source().bounds("toy.experiments", 0).high
+    train(config(tmp_path), log)
+    assert log.source().bounds("toy.experiments", 0).high == high, "what is right is not written again"
 
 
 def test_an_experiment_begun_anew_in_its_folder_replaces_what_was_there(log: MemoryLog, tmp_path: Path) -> None:

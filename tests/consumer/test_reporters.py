@@ -27,7 +27,12 @@ def rows_in(folder: Path) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("name", list(REPORTERS))
-def test_every_reporter_takes_rows_and_is_closed_twice(name: str, tmp_path: Path) -> None:
+def test_every_reporter_takes_rows_and_is_closed_twice(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlflow").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     reporter = REPORTERS[name](tmp_path, None, lambda _: None)
     for step in (1, 2):
         reporter.report(row(step))

@@ -99,12 +99,14 @@ def in_memory(images: Path) -> object:
     return contents(log, require_manifest(log, "toy"))
 
 
+@pytest.mark.parametrize("away_s", [0, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_broker_that_goes_away_is_waited_for_and_nothing_is_lost_or_doubled(
-    broker: EmbeddedBroker, images: Path, unique: str, monkeypatch: pytest.MonkeyPatch
+    broker: EmbeddedBroker, images: Path, unique: str, monkeypatch: pytest.MonkeyPatch, away_s: float
 ) -> None:
     running, log = start(broker, images, unique, monkeypatch, delivery_s=120.0)
     kill(broker)
     running.wait_for("no answer from Kafka for ")
+    threading.Event().wait(away_s)
     broker.up()
     running.wait_for("Kafka answers again, after ")
     running.wait_for("ended")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import typer
@@ -11,6 +14,7 @@ from typer.testing import CliRunner
 
 from featurectl.app import app, run
 from featurestream.errors import BrokerError, GoneError, InternalError, UsageError
+from featurestream.logs import start_logging
 
 COMMANDS = (
     "demo", "broker", "produce", "request", "layers", "streams", "peek", "picture", "train", "sweep", "fork", "probe",
@@ -48,6 +52,22 @@ def test_every_command_explains_itself_with_both_spellings_of_help(command: str)
     assert (long.exit_code, short.exit_code) == (0, 0)
     assert long.stdout == short.stdout
     assert f"Usage: root {command}" in long.stdout
+
+
+def test_help_shows_every_text_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Square brackets are markup to the help: what stands in them would be gone, so defaults are said in words."""
+    monkeypatch.setenv("COLUMNS", "400")
+    for path, command in commands_below(typer.main.get_command(app)):
+        shown = " ".join(CliRunner().invoke(app, [*path, "--help"]).stdout.replace("│", " ").split())
+        texts = [command.help, *(getattr(parameter, "help", None) for parameter in command.params)]
+        for text in filter(None, texts):
+            assert " ".join(text.split()) in shown, " ".join(path)
+
+
+def commands_below(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands_below(inner, (*path, name))
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -110,6 +130,28 @@ def test_a_bug_of_ours_shows_its_traceback_and_asks_for_a_report(bug, monkeypatc
     assert lines[0] == "Traceback (most recent call last):"
     assert lines[-2].endswith("a planted bug")
     assert lines[-1].startswith("this is a bug in featurestream 0.")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(UsageError("no", hint="do", seen=3), 2), (InternalError("a bug"), 70), (KeyError("a bug"), 70)]
+)
+def test_where_lines_are_json_the_error_is_one_too_and_a_bug_has_its_traceback(
+    error, code, monkeypatch, capsys
+) -> None:
+    start_logging("json", command="toy")
+    try:
+        assert end_of(error, monkeypatch) == code
+    finally:
+        start_logging("text")
+    (line,) = capsys.readouterr().err.splitlines()
+    told = json.loads(line)
+    assert (told["level"], told["command"], told["error"], told["exit_code"]) == (
+        "error",
+        "toy",
+        type(error).__name__,
+        code,
+    )
+    assert ("exception" in told) == (code == 70)
 
 
 def test_a_package_that_is_not_installed_is_named_with_the_command_that_installs_it(monkeypatch, capsys) -> None:

@@ -95,3 +95,10 @@ def test_what_the_documents_show_runs_as_it_stands(
     exec(compile(example, "forking.md", "exec"), {})
     assert capsys.readouterr().out.startswith("{'top1': ")
     assert json.loads(Path("runs/E5/run.json").read_text())["lineage"]["step"] <= 60
+
+
+def test_a_fork_is_not_split_between_processes(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = cli("fork", tmp_path / "E1", "--set", "epochs=3", "--name", "E2")
+    assert done.code == 2
+    assert "one of 2 that torchrun started, but featurectl fork runs in one; start it without torchrun" in done.err

@@ -177,7 +177,8 @@ def test_each_kind_of_data_set_is_opened_again_as_the_producer_opened_it(
         data = write_samples(tmp_path / "samples").validation_csv
         changes |= {"transform": "featurectl.samples:augment", "image_size": 64, "batch_size": 64}
     publish(log, data, **changes)
-    index, checked, checksum = fed(cli("picture", "toy", "--batch", 1, "--row", 0, "--json"))
+    trust = ("--trust", data) if kind == "function" else ()
+    index, checked, checksum = fed(cli("picture", "toy", "--batch", 1, "--row", 0, *trust, "--json"))
     record = records_of(log)[1]
     assert (index, checked, checksum) == (record.indices[0], 0, carried_checksums(record)[0])
 
@@ -278,11 +279,11 @@ def test_a_transform_that_was_changed_is_refused_even_for_a_row_without_a_checks
     publish(log, images, transform=name)
     other = next(row for row in carried_checksums(records_of(log)[0]) if row)
     free = next(row for row in range(7) if row not in (0, other))
-    assert cli("picture", "toy", "--batch", 0, "--row", free, "-o", "ok.png").code == 0
+    assert cli("picture", "toy", "--batch", 0, "--row", free, "--trust", name, "-o", "ok.png").code == 0
     import transform_for_pictures  # type: ignore[import-not-found]
 
     monkeypatch.setattr(transform_for_pictures, "SCALE", 2)
-    words = ("picture", "toy", "--batch", 0, "--row", free)
+    words = ("picture", "toy", "--batch", 0, "--row", free, "--trust", name)
     outcome = cli(*words)
     assert outcome.code == 3
     assert "is not the one that was fed" in outcome.err
@@ -298,7 +299,7 @@ def test_a_transform_that_is_no_longer_there_is_refused(cli, log, images, here) 
     import transform_for_a_while  # type: ignore[import-not-found]
 
     del transform_for_a_while.crop
-    outcome = cli("picture", "toy", "--batch", 0, "--row", 0)
+    outcome = cli("picture", "toy", "--batch", 0, "--row", 0, "--trust", "transform_for_a_while:crop")
     assert outcome.code == 2
     assert 'module "transform_for_a_while" has no "crop"' in outcome.err
 

@@ -126,11 +126,11 @@ def test_a_property_that_cannot_be_set_says_why(key, why):
 
 
 @pytest.mark.parametrize(
-    ("key", "ours"),
+    ("key", "instead"),
     [("sasl.jaas.config", "sasl.username and sasl.password"), ("ssl.truststore.location", "ssl.ca.location")],
 )
-def test_a_property_of_the_java_client_is_translated(key, ours):
-    with pytest.raises(UsageError, match=f'"{key}" belongs to the Java client; .*{ours}'):
+def test_a_property_of_the_java_client_is_explained(key, instead):
+    with pytest.raises(UsageError, match=f'"{key}" belongs to the Java client; .*{instead}'):
         KafkaLog(Cluster(NOWHERE, {key: "x"}))
 
 

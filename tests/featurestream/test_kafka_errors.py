@@ -45,7 +45,7 @@ def test_a_reason_is_what_is_left_without_thread_connection_and_time(text, reaso
     ("code", "what", "hint"),
     [
         (KafkaError.MSG_SIZE_TOO_LARGE, "larger than the topic or the broker allows", "fewer rows"),
-        (KafkaError.TOPIC_AUTHORIZATION_FAILED, "this login may not write there", "ACLs Write and Describe"),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, "lacks the right Write on the topic s.layer2", "--operation Write"),
         (KafkaError.UNKNOWN_TOPIC_OR_PART, "no such topic or lane", "deleted"),
         (KafkaError.KAFKA_STORAGE_ERROR, "cannot write to its disk", "full"),
         (KafkaError.INVALID_RECORD, "INVALID_RECORD", "featurectl broker logs"),

@@ -82,7 +82,7 @@ def test_numbers_that_are_not_finite_become_null_because_json_has_none(capsys) -
 
 def test_an_error_tells_its_hint_its_facts_and_the_exit_code(capsys) -> None:
     start_logging("json", command="train")
-    fail(GoneError("batch 3 is gone", hint="start at earliest", first_left=9), 4)
+    fail(GoneError("batch 3 is gone", hint="start at earliest", first_left=9), 4, with_traceback=False)
     (one,) = objects(capsys)
     assert (one["level"], one["event"], one["error"]) == ("error", "batch 3 is gone", "GoneError")
     assert (one["hint"], one["first_left"], one["exit_code"]) == ("start at earliest", 9, 4)
@@ -94,7 +94,7 @@ def test_a_bug_of_ours_carries_its_traceback_in_the_same_line(capsys) -> None:
     try:
         raise ZeroDivisionError("a planted bug")
     except ZeroDivisionError as error:
-        fail(error, 70)
+        fail(error, 70, with_traceback=True)
     (one,) = objects(capsys)
     assert one["exit_code"] == 70
     assert one["exception"].splitlines()[-1] == "ZeroDivisionError: a planted bug"

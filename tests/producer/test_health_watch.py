@@ -23,6 +23,7 @@ from featurestream_producer.prepare import prepare
 from featurestream_producer.preset import IMAGENET, Preset
 from featurestream_producer.resume import fresh_tail
 from featurestream_producer.run import Result, produce
+from featurestream_producer.stages import Stages
 from featurestream_producer.taps import TapReader, parse_taps
 from featurestream_producer.transforms import FunctionTransform, TrainTransform, normalise
 from featurestream_producer.worker import Job, Ready, Sent
@@ -238,7 +239,7 @@ def watch(
         for batch, (worker, shift) in enumerate(seen):
             features = torch.randn(16, 8, generator=torch.Generator().manual_seed(batch)) + shift
             glance = look_at({"early": features, "late": features}, inputs, np.arange(16) % 2, 1, probe=True)
-            found.see(Sent(worker, batch, 16, 0, (), 0, glance))
+            found.see(Sent(worker, batch, 16, 0, (), 0, glance, Stages()))
         found.write()
         assert found.warnings == warned
         return warned, topic.read()

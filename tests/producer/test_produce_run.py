@@ -119,6 +119,37 @@ def test_a_finished_stream_says_so_and_nothing_is_published(images: Path) -> Non
     assert all_contents(log) == before
 
 
+def test_a_finished_stream_whose_end_the_log_has_lost_is_made_whole_again(images: Path) -> None:
+    log = MemoryLog()
+    run(config(images, "toy"), log)
+    before = all_contents(log)
+    lost = [lane.records.pop() for lane in log._topics["toy.late"].lanes[1:]]
+    assert [record.key for record in lost] == [b"1/10", b"1/11"]
+    said: list[str] = []
+    result = run(config(images, "toy"), log, said)
+    assert (result.batches, result.finished) == (2, True)
+    assert said[0].endswith('"toy" was complete, and the log has lost batches at its end: they are published again')
+    assert all_contents(log) == before
+    facts = facts_of(log)
+    assert (sorted(facts.passes), facts.end is not None) == ([0, 1], True)
+
+
+def test_a_finished_stream_whose_topic_is_gone_is_made_whole_again_and_one_that_retention_took_is_not(
+    images: Path,
+) -> None:
+    log = MemoryLog()
+    run(config(images, "toy"), log)
+    before = all_contents(log)
+    log.delete_topics(["toy.early"])
+    said: list[str] = []
+    assert run(config(images, "toy"), log, said).batches == 12
+    assert "the log has lost" in said[0]
+    assert all_contents(log) == before
+    for lane in range(3):
+        log.delete_before("toy.early", lane, 4)
+    assert run(config(images, "toy"), log).batches == 0
+
+
 def test_raising_the_passes_extends_a_finished_stream_as_if_it_had_been_asked_for_at_once(images: Path) -> None:
     log = MemoryLog()
     run(config(images, "toy"), log)

@@ -154,6 +154,7 @@ def test_a_tap_has_one_spelling(text: str, normal: str) -> None:
         ("layer2:gap=", 'the name "" is not possible'),
         ("layer2:gap=a/b", 'the name "a/b" is not possible; letters, digits and . _ -'),
         ("layer2:gap=manifest", 'the name "manifest" is taken by the stream\'s manifest'),
+        ("layer2:gap=experiments", 'the name "experiments" is taken by the stream\'s run registry'),
         ("layer2:gem(4)", 'pool argument "4" cannot be read; expected argument=value, like p=4'),
         ("layer2:gem(p=)", 'pool argument "p=" cannot be read'),
         ("layer2:meantoken", 'unknown pool "meantoken"; did you mean "meantokens"'),

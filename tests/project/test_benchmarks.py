@@ -14,6 +14,7 @@ import pytest
 from benchmarks import ablations, checkpoint, decode, grouped_heads, produce, publish, read, seek, storage, wire
 from benchmarks.__main__ import THEMES, main
 from benchmarks.broker import own_broker
+from benchmarks.kafka_tools import last_rate
 from benchmarks.measure import Ratio, Run, in_turn, ratio, time_ratio
 from benchmarks.produce import Case
 from benchmarks.report import Report, Setting, Table, markdown
@@ -21,6 +22,8 @@ from featurestream.cluster import Cluster
 from featurestream.kafka import KafkaLog
 from featurestream.kafka.admin import ping
 from tests.project.documents import ROOT
+
+PHOTOS = Case("photos", produce.write_photos, images=6, image_size=32, batch_size=4, taps=("avgpool",))
 
 
 def runs(*rates: float) -> list[Run]:
@@ -124,9 +127,31 @@ def test_decode_measures_every_decoder_that_is_installed_and_how_far_its_pixels_
 
 @pytest.mark.broker
 def test_publish_runs_and_leaves_no_topic(broker: Cluster) -> None:
-    ((line,),) = rows_of(publish.run(broker, rows=[8], volume=500_000, repeats=1))
+    (line,), weights = rows_of(publish.run(broker, rows=[8], volume=500_000, repeats=1, java=False))
     assert line[0] == "33 kB"
+    assert [row[1] for row in weights] == ["256", "256", "240", "19"]
+    assert all(int(row[2].replace(",", "")) < int(row[3].replace(",", "")) < 999_000 for row in weights)
     check_nothing_is_left(broker)
+
+
+@pytest.mark.slow
+@pytest.mark.broker
+def test_publish_is_measured_against_kafkas_own_tool(broker: Cluster) -> None:
+    """Slow: it downloads the tool's jars once."""
+    (line,), _ = rows_of(publish.run(broker, rows=[8], volume=500_000, repeats=1))
+    assert float(line[2]) > 0
+    check_nothing_is_left(broker)
+
+
+def test_the_rate_of_kafkas_tool_is_that_after_the_warm_up() -> None:
+    """Lines as ProducerPerformance of Kafka 4.3.1 prints them."""
+    printed = """
+163 records sent, 32.6 records/sec (15.53 MB/sec), 851.8 ms avg latency, 2176.0 ms max latency.
+250 records sent, 27.409275 records/sec (13.07 MB/sec), 835.84 ms avg latency, 2645.00 ms max latency, 740 ms 50th.
+200 steady state records sent, 32.247662 records/sec (15.38 MB/sec), 873.42 ms avg latency, 794 ms 50th.
+"""
+    assert last_rate(printed) == 32.247662
+    assert last_rate("Exception in thread main") is None
 
 
 @pytest.mark.broker
@@ -139,10 +164,20 @@ def test_read_runs_and_leaves_no_topic(broker: Cluster) -> None:
 
 @pytest.mark.broker
 def test_produce_runs_and_leaves_no_topic(broker: Cluster) -> None:
-    case = Case("photos", produce.write_photos, images=6, image_size=32, batch_size=4)
-    speeds, stages = rows_of(produce.run(broker, cases=[case], repeats=1))
-    assert speeds[0][:3] == ("photos", "resnet18", "32")
-    assert stages[0][0] == "photos"
+    ready = Case("in memory", produce.no_files, images=2, image_size=224, batch_size=2, autocast="bfloat16")
+    speeds, stages, *_ = rows_of(produce.run(broker, cases=[PHOTOS, ready], scaled=None, repeats=1))
+    assert [row[:3] for row in speeds] == [("photos", "resnet18", "32"), ("in memory", "resnet18", "224")]
+    assert [row[0] for row in stages] == ["photos", "in memory"]
+    check_nothing_is_left(broker)
+
+
+@pytest.mark.slow
+@pytest.mark.broker
+def test_a_kill_and_a_second_process_are_measured(broker: Cluster) -> None:
+    """Slow: it starts six processes that import torch."""
+    *_, restarts, scaling = rows_of(produce.run(broker, cases=[], scaled=PHOTOS, kills=1, repeats=1))
+    assert all(float(row[1]) > 0 for row in restarts)
+    assert [row[0] for row in scaling] == ["1", "2"]
     check_nothing_is_left(broker)
 
 
@@ -181,7 +216,7 @@ def test_storage_runs_and_leaves_no_topic(broker: Cluster) -> None:
 
 @pytest.mark.broker
 def test_ablations_run_and_leave_no_topic(broker: Cluster) -> None:
-    found = ablations.run(broker, images=16, rates=[1e-3, 1e-2], dropouts=[0.0], seeds=[0], repeats=1)
+    found = ablations.run(broker, images=16, epochs=1, rates=[1e-3, 1e-2], dropouts=[0.0], seeds=[0], repeats=1)
     with_extraction, without = rows_of(found)
     assert with_extraction[0][0] == "1 repeats"
     assert without[0][0] == "once"

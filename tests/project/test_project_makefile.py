@@ -41,7 +41,7 @@ def make(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[st
 @pytest.fixture
 def venv(tmp_path: Path) -> Path:
     """A virtual environment whose programs do nothing but write down how they were called."""
-    for name in ("python", "featurectl", "ruff", "mypy", "lint-imports"):
+    for name in ("python", "featurectl", "ruff", "mypy", "lint-imports", "pip-audit"):
         write_program(tmp_path / "venv" / "bin" / name, RECORDER)
     return tmp_path / "venv"
 
@@ -60,9 +60,13 @@ SETUP = [
     ("target", "expected"),
     [
         ("quickstart", ["featurectl broker up", "featurectl demo"]),
-        ("test", ["python -m pytest"]),
+        ("test", ["python -m pytest -m not slow"]),
+        ("test-all", ["python -m pytest"]),
+        ("faults", ["python -m tests.faults"]),
         ("check", ["ruff check", "ruff format --check", "mypy ", "lint-imports "]),
         ("bench", ["python -m benchmarks"]),
+        ("audit", ["pip-audit --local --skip-editable"]),
+        ("docs", ["python -m mkdocs build --strict --quiet"]),
     ],
 )
 def test_a_target_sets_up_once_and_then_does_its_work(venv: Path, target: str, expected: list[str]) -> None:
@@ -84,13 +88,13 @@ def test_what_fails_in_setup_is_set_up_again(venv: Path) -> None:
     assert calls(venv) == SETUP
     write_program(venv / "bin" / "python", RECORDER)
     assert make("test", f"VENV={venv}").returncode == 0
-    assert calls(venv) == [*SETUP, *SETUP, "python -m pytest"]
+    assert calls(venv) == [*SETUP, *SETUP, "python -m pytest -m not slow"]
 
 
 def test_a_failing_check_fails_and_stops_the_tests(venv: Path) -> None:
     write_program(venv / "bin" / "mypy", RECORDER + "exit 1\n")
     assert make("check", "test", f"VENV={venv}").returncode != 0
-    assert "python -m pytest" not in calls(venv)
+    assert not [call for call in calls(venv) if call.startswith("python -m pytest")]
 
 
 def test_a_python_that_is_too_old_is_named(tmp_path: Path) -> None:
@@ -109,12 +113,28 @@ def test_a_python_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_make_alone_lists_every_target() -> None:
     listed = {line.split()[1] for line in make().stdout.splitlines() if line.startswith("make ")}
-    assert listed == {"help", "quickstart", "test", "check", "bench", "clean"}
+    assert listed == {
+        "help", "quickstart", "test", "test-all", "faults", "soak", "check", "bench", "audit", "docs", "clean",
+    }  # fmt: skip
+
+
+def test_a_soak_lasts_as_long_as_it_is_told_with_the_seed_that_it_is_given(venv: Path) -> None:
+    done = make("soak", f"VENV={venv}", "MINUTES=2", "SEED=7")
+    assert done.returncode == 0, done.stdout
+    assert calls(venv)[-1] == "python -m tests.faults.soak --minutes 2 --seed 7"
 
 
 def test_clean_takes_caches_and_keeps_runs(tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text(encoding="utf-8"), encoding="utf-8")
-    for name in (".mypy_cache", ".ruff_cache", "dist", "featurestream/__pycache__", "runs/E1", ".venv/a/__pycache__"):
+    for name in (
+        ".mypy_cache",
+        ".ruff_cache",
+        "dist",
+        "site",
+        "featurestream/__pycache__",
+        "runs/E1",
+        ".venv/a/__pycache__",
+    ):
         (tmp_path / name).mkdir(parents=True)
     assert make("clean", folder=tmp_path).returncode == 0
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_dir())

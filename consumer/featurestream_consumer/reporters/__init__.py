@@ -3,6 +3,9 @@
 A row is a flat dict: ``kind`` ("train" or "validation"), ``step``, ``epoch``, ``batch`` (the batch read next),
 ``time`` (seconds since 1970) and the metrics. To add a reporter, write a module with a ``build(folder, resume_step,
 say)`` and put it into ``REPORTERS``; from outside, ``package.module:function`` with the same signature works.
+
+The run registry is no reporter by name: :mod:`~featurestream_consumer.reporters.registry` needs the log, and one of it
+serves all experiments of a process.
 """
 
 from __future__ import annotations
@@ -10,10 +13,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from featurestream.lookup import look_up
-from featurestream_consumer.reporters import console, jsonl, tensorboard
+from featurestream_consumer.reporters import console, jsonl, mlflow, projector, tensorboard
+from featurestream_consumer.reporters.ending import Ending
 
 Row = Mapping[str, Any]
 
@@ -33,6 +37,17 @@ class Reporter(Protocol):
         """Write what is held back and let go; a second call does nothing."""
 
 
+@runtime_checkable
+class EndingReporter(Protocol):
+    """A reporter that wants to know how the experiment ended: one that has this method is told."""
+
+    def finish(self, ending: Ending) -> None:
+        """Take the end, before :meth:`Reporter.close`; a run that was stopped, and can go on, has none.
+
+        The run folder is complete. Raises OutsideError when something cannot be written.
+        """
+
+
 #: Name to ``build(folder, resume_step, say)``: the run folder; the step of the checkpoint that the run goes on from,
 #: None for a new run; and what shows a line of text to the user.
 Build = Callable[[Path, int | None, Callable[[str], None]], Reporter]
@@ -41,14 +56,19 @@ REPORTERS: Final[dict[str, Build]] = {
     "console": console.build,
     "jsonl": jsonl.build,
     "tensorboard": tensorboard.build,
+    "projector": projector.build,
+    "mlflow": mlflow.build,
 }
 
 
 def default_reporters() -> tuple[str, ...]:
-    """Return console and jsonl, and tensorboard where it is installed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        return ("console", "jsonl")
-    return ("console", "jsonl", "tensorboard")
+    """Return console and jsonl, tensorboard where it is installed, and mlflow where it is and a server is named."""
+    found = ["console", "jsonl"]
+    if importlib.util.find_spec("tensorboard") is not None:
+        found.append("tensorboard")
+    if mlflow.named_server() and importlib.util.find_spec("mlflow") is not None:
+        found.append("mlflow")
+    return tuple(found)
 
 
 def check_reporters(names: Iterable[str]) -> None:
@@ -80,6 +100,12 @@ class Reporters:
         """Give a row to each."""
         for reporter in self._reporters:
             reporter.report(row)
+
+    def finish(self, ending: Ending) -> None:
+        """Tell those that want to know how the experiment ended."""
+        for reporter in self._reporters:
+            if isinstance(reporter, EndingReporter):
+                reporter.finish(ending)
 
     def close(self) -> None:
         """Close each."""

@@ -12,10 +12,10 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from featurestream.errors import FeatureStreamError
 from featurestream.experiments import (
@@ -30,12 +30,13 @@ from featurestream.experiments import (
 )
 from featurestream.ports import Log
 from featurestream.position import Position
-from featurestream.validation import Validation, pack_validation
+from featurestream.validation import pack_validation
 from featurestream_consumer.paired import SCORES_NAME, read_scores
 from featurestream_consumer.reporters.console import PLACE
 
 if TYPE_CHECKING:
     from featurestream_consumer.experiment import Experiment
+    from featurestream_consumer.runs import Run
 
 TICK_S: Final = 1.0
 #: A sweep writes a record an experiment: so many in a second are enough.
@@ -140,6 +141,52 @@ class RegistryReporter:
             self._topic = None
 
 
+def finish_late(log: Log, stream: str, runs: Sequence[Run], *, say: Callable[[str], None]) -> None:
+    """Write the end of finished runs that the registry knows, and believes to be unfinished.
+
+    They were killed, or the broker was away, between the end of training and the last word about it. A registry that
+    cannot be read or written is told of.
+    """
+    try:
+        with ExperimentsFollower(log, stream) as follower:
+            follower.look()
+            known = follower.registry.runs
+        late = [
+            (run, known[key][0]) for run in runs if (key := f"{run.record['name']}/{run.record.get('id')}") in known
+        ]
+        late = [(run, record) for run, record in late if record.state != "finished"]
+        if not late:
+            return
+        with ExperimentsTopic(log, stream) as topic:
+            for run, record in late:
+                _write_end(topic, run, record)
+            topic.flush()
+    except FeatureStreamError as error:
+        say(f"the run registry of {stream} is not written ({error.message})")
+
+
+def _write_end(topic: ExperimentsTopic, run: Run, record: RunRecord) -> None:
+    told, metrics = run.record, _Metrics(run.metrics_path)
+    for number, chunk in metrics.read():
+        topic.write_metrics(record.key, number, chunk)
+    end = {
+        "state": "finished",
+        "reason": None,
+        "updated_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "finished_at": told["finished"],
+        "position": Place(**told["end"]),
+        "epoch": told["epoch"],
+        "step": told["step"],
+        "passes": told["passes"],
+        "rereads": told["rereads"],
+        "metrics": told["metrics"],
+        "metric_rows": metrics.rows,
+        "metric_chunks": metrics.chunks,
+        "validation": _write_validation(topic, record.key, run, told["metrics"]),
+    }
+    topic.write_run(record.model_copy(update=end))
+
+
 class _Entry:
     """One experiment, and how much of it is in the registry."""
 
@@ -152,7 +199,7 @@ class _Entry:
         self._metrics = _Metrics(experiment.run.metrics_path)
         self._written: RunRecord | None = None
         self._written_at = 0.0
-        self._validation: bool | None = None  # whether it was written; None: not tried yet
+        self._validation: Literal["none", "published", "left out"] = "none"
 
     def write(self, topic: ExperimentsTopic, *, ended: bool, error: BaseException | None) -> bool:
         """Write what has changed; return whether anything was written."""
@@ -164,13 +211,8 @@ class _Entry:
         chunks = self._metrics.read()
         for number, chunk in chunks:
             topic.write_metrics(key, number, chunk)
-        if state == "finished" and self._validation is None:
-            found = _validation_of(experiment)
-            if found is not None:
-                topic.write_validation(key, found)
-                self._validation = True
-            elif experiment.run.validation_path.exists():
-                self._validation = False
+        if experiment.result is not None:
+            self._validation = _write_validation(topic, key, experiment.run, experiment.result.metrics)
         record = self._record(state, reason)
         now = time.monotonic()
         if self.record is not None and _same(self.record, record) and now - self._written_at < BEAT_S:
@@ -195,7 +237,6 @@ class _Entry:
         passes, rereads = plan.counts(begun)
         result = experiment.result
         speed = self._speed.now(trainer.rows_seen) if state == "running" else self._speed.overall(trainer.rows_seen)
-        published: dict[bool | None, Any] = {True: "published", False: "left out", None: "none"}
         return RunRecord(
             name=config.name,
             id=told["id"],
@@ -225,7 +266,7 @@ class _Entry:
             main_metric=trainer.main_metric if config.validate_stream is not None else None,
             metric_rows=self._metrics.rows,
             metric_chunks=self._metrics.chunks,
-            validation=published[self._validation],
+            validation=self._validation,
             lineage=told.get("lineage"),
         )
 
@@ -339,20 +380,27 @@ def _batches(experiment: Experiment, epoch: int, position: Position) -> int:
     return whole if epoch >= epochs else whole + max(0, position.batch - plan.segment(epoch).start.batch)
 
 
-def _validation_of(experiment: Experiment) -> Validation | None:
-    """Return how good a finished run is on every validation row; None where there is none, or it does not fit."""
-    run = experiment.run
+def _write_validation(
+    topic: ExperimentsTopic, key: str, run: Run, metrics: Mapping[str, float]
+) -> Literal["none", "published", "left out"]:
+    """Write how good a finished run is on every validation row, where there is any and it fits; return which."""
     fingerprint = run.record["validation_fingerprint"]
-    if experiment.result is None or fingerprint is None or not (run.folder / SCORES_NAME).is_file():
-        return None
+    if fingerprint is None or not (run.folder / SCORES_NAME).is_file():
+        return "none"
     values, scores = {}, None
-    for metric in experiment.result.metrics:
+    for metric in metrics:
         try:
             scores = read_scores(run.folder, metric)
             values[metric] = scores.row_values()
         except FeatureStreamError:  # a metric whose rows have no values of their own: nothing can be paired by it
             continue
-    return None if scores is None else pack_validation(fingerprint, scores.index, scores.label, values)
+    if scores is None:
+        return "none"
+    found = pack_validation(fingerprint, scores.index, scores.label, values)
+    if found is None:
+        return "left out"
+    topic.write_validation(key, found)
+    return "published"
 
 
 def _same(one: RunRecord, other: RunRecord) -> bool:

@@ -1,0 +1,178 @@
+"""The tutorial and the pages that lead on from it run, command after command, on streams that the tutorial makes.
+
+What is made small is named in ``SMALLER``, what cannot run here in ``NOT_HERE``; nothing else is changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurectl.app import main
+from featurectl.samples import write_samples
+from featurestream.cluster import Cluster
+from featurestream.experiments import read_experiments
+from featurestream.kafka import KafkaLog
+from tests.producing import write_images
+from tests.project.documents import FENCED, ROOT
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
+
+#: The sizes of the pages, and what the test makes of them.
+SMALLER = {
+    "--passes 2": "--passes 2 --batch-size 10",
+    "--passes 1\n": "--passes 1 --batch-size 10\n",
+    "--epochs 10": "--epochs 2",
+    "--epochs 20": "--epochs 2",
+    "photos-train --model resnet50": "photos-train --model resnet18 --weights random --image-size 32",
+    "--passes 10 --lanes 16": "--passes 2 --lanes 2",
+    "cuda:0,cuda:1": "cpu,cpu",
+    "--passes endless": "--passes 2",  # an endless one ends when it is stopped: tests/e2e/test_pace.py
+}
+#: Words with which a command begins that needs other hosts, a download or a program of somebody else.
+NOT_HERE = ("export", "torchrun", "pip", "tensorboard")
+#: The images of the tutorial that are used, for training and for validation.
+IMAGES = (60, 20)
+#: Pages about the streams of the demo, which are run on those of the tutorial.
+PAGES = ("start-points.md", "probes.md", "pictures.md", "health.md", "late-joining.md", "reporters.md", "registry.md",
+         "several-processes.md")  # fmt: skip
+
+
+def page(name: str, names: Mapping[str, str]) -> str:
+    """Return a page of docs/ with its sizes made small and some names replaced."""
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    for large, small in (SMALLER | dict(names)).items():
+        text = text.replace(large, small)
+    return text
+
+
+def steps(text: str) -> Iterator[tuple[str, list[str] | str]]:
+    """Yield what a page tells to do, in order: ("sh", the words of a command) or ("python", a block)."""
+    for language, block in FENCED.findall(text):
+        if language == "python":
+            yield "python", block
+        elif language in ("sh", "console"):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line.removeprefix("$ "), comments=True)
+                if words and (language == "sh" or line.startswith("$ ")):
+                    yield "sh", words
+
+
+def run(words: list[str]) -> str:
+    """Return what a featurectl command printed; it must end with exit code 0."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as end:
+            main()
+    assert end.value.code == 0, f"{shlex.join(words)}: {err.getvalue()}"
+    return out.getvalue()
+
+
+def follow(text: str) -> tuple[list[str], dict[str, Any]]:
+    """Do what a page says, in its order; return the words that its commands begin with, and what its Python left."""
+    ran: list[str] = []
+    names: dict[str, Any] = {}
+    for kind, what in steps(text):
+        if isinstance(what, str):
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(what, "page", "exec"), names)
+            ran.append(kind)
+        elif what[:3] == ["python", "-m", "featurectl.samples"]:
+            _few_samples(Path(what[3]))
+        elif what[0] not in NOT_HERE and "http://mlflow.example:5000" not in what:
+            assert what[0] == "featurectl", what
+            run(what)
+            ran.append(what[1])
+    return ran, names
+
+
+def _few_samples(folder: Path) -> None:
+    samples = write_samples(folder)
+    for table, count in zip((samples.train_csv, samples.validation_csv), IMAGES, strict=True):
+        table.write_text("".join(table.read_text().splitlines(keepends=True)[: count + 1]))
+
+
+@pytest.fixture(scope="module")
+def tutorial(broker: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which every step of the tutorial was taken; its streams are there afterwards."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        ran, _ = follow(page("tutorial.md", {}))
+    assert ran == [
+        "layers", "produce", "produce", "streams", "streams", "peek", "picture", "probe", "train", "train", "compare",
+        "compare", "python",
+    ]  # fmt: skip
+    return folder
+
+
+def test_the_tutorial_leaves_what_it_says(tutorial: Path, broker: Cluster) -> None:
+    assert (tutorial / "runs" / "small" / "head.safetensors").is_file()
+    assert (tutorial / "comparison.png").stat().st_size > 10_000
+    with KafkaLog(broker) as log:
+        found = read_experiments(log, "digits-train")
+    assert {name: one.run.state for name, one in found.items()} == {"small": "finished", "wide": "finished"}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_what_a_page_says_can_be_done(name: str, tutorial: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    others = {"demo-": "digits-", "/new/train.csv": str(tutorial / "digits/train.csv"),
+              "/new/images": str(tutorial / "digits"), "mlp-layer2 mlp-layer3": "small wide"}  # fmt: skip
+    if name == "late-joining.md":
+        _write_labels(tutorial / "digits", tmp_path)
+    ran, names = follow(page(name, others))
+    assert ran
+    if name == "reporters.md":
+        assert (tmp_path / "runs/points/tensorboard/projector/sprite.png").is_file(), "20 digits, decoded again"
+        _use(names["build"], tmp_path)
+
+
+def _write_labels(digits: Path, folder: Path) -> None:
+    """Write the tables of late-joining.md: even or odd for every sample, and the digits of some."""
+    paths = []
+    for split in ("train", "validation"):
+        with (digits / f"{split}.csv").open() as file:
+            paths.append([(row["path"], int(row["label"])) for row in csv.DictReader(file)])
+    train, validation = paths
+    lines = [f"{path},{'odd' if label % 2 else 'even'}\n" for path, label in train + validation]
+    (folder / "parity.csv").write_text("id,label\n" + "".join(lines))
+    (folder / "few.csv").write_text("id,label\n" + "".join(f"{path},{label}\n" for path, label in train[:30]))
+
+
+def _use(build: Any, folder: Path) -> None:
+    reporter = build(folder, None, print)
+    for step, top1 in ((1, 0.5), (2, 0.75), (3, 0.625)):
+        reporter.report({"kind": "validation", "step": step, "top1": top1})
+    assert (folder / "best.txt").read_text() == "0.7500 at step 2\n"
+
+
+def test_producing_runs_in_small(broker: Cluster, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "photos", 20)
+    (tmp_path / "wanted.txt").write_text("a/000.png\n3\n")
+    text = page("producing.md", {})
+    several, paced = (what for kind, what in steps(text) if kind == "sh" and what[:2] == ["featurectl", "produce"])
+    assert {"--device", "--lanes"} <= set(several)
+    assert {"--ahead", "--transform"} <= set(paced)
+    run(several)
+    run([word.replace("photos-train", "photos-paced") for word in paced])  # the page shows them for one stream or other
+    rest = [what for kind, what in steps(text) if kind == "sh" and what[:1] == ["featurectl"] and what[1] != "produce"]
+    assert [words[1] for words in rest] == ["request", "peek"]
+    run(rest[0])
+    run(several)  # what is requested of a complete stream is served by the next run
+    assert "a/000.png=0, a/006.png=0\n" in run(rest[1]), "sample 3 is the fourth of folder a"
+    names: dict[str, Any] = {}
+    exec("from featurestream import FeatureStream", names)
+    [block] = [what for kind, what in steps(text) if kind == "python"]
+    exec(block, names)
+    assert names["batch"].pass_number == 1
