@@ -76,8 +76,9 @@ def test_every_line_of_the_page_runs(broker: Cluster, folder: Path) -> None:
             here = text.replace("http://localhost:9999", url)
             if language == "python":
                 out = wait_for_rows(here, folder)
-                shape, *_ = re.match(r"\((\d+), 512\) \[[01 ]+\] \['\w\.png' '\w\.png' '\w\.png'\] (\d+)", out).groups()
-                assert int(shape) >= 18
+                found = re.match(r"\((\d+), 512, 1, 1\) \[([01] ?){3}\] \['\w\.png' '\w\.png' '\w\.png'\] \d+\n", out)
+                assert found, out
+                assert int(found[1]) >= 18
             else:
                 answers.append(json.loads(wait_for_answer(unwatched(here), folder)))
     data, after, recent, requested, made = answers
