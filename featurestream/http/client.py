@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import ssl
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.message import Message
@@ -72,13 +73,13 @@ class Client:
         else:
             self._connection = http.client.HTTPConnection(host, port, timeout=CONNECT_S)
 
-    def get(self, *path: str, wait_s: float = 0.0, **query: int | float) -> bytes:
+    def get(self, path: Sequence[str], query: Mapping[str, int | str], *, wait_s: float = 0.0) -> bytes:
         """Return the body of the answer for a path, given in parts.
 
         ``wait_s``: how long the gateway may wait before it answers, as the parameter ``wait``. Raises NoAnswerError
         where asking again may help, else the error that the gateway's problem is.
         """
-        asked = dict(query) | ({"wait": wait_s} if wait_s else {})
+        asked: dict[str, object] = {**query, **({"wait": wait_s} if wait_s else {})}
         target = f"{self._prefix}/v1/" + "/".join(quote(part, safe="") for part in path)
         target += f"?{urlencode(asked)}" if asked else ""
         kept = self._connection.sock is not None
@@ -98,9 +99,9 @@ class Client:
         found = error_of(self.address, status, headers.get("Content-Type") or "", body)
         raise _passing(found, status) if status in PASSING and isinstance(found, BrokerError) else found
 
-    def get_json(self, *path: str, **query: int | float) -> Any:
+    def get_json(self, path: Sequence[str], query: Mapping[str, int | str]) -> Any:
         """Return the JSON of the answer for a path."""
-        body = self.get(*path, **query)
+        body = self.get(path, query)
         try:
             return json.loads(body)
         except ValueError as error:

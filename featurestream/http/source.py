@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from featurestream.absent import no_lane
 from featurestream.errors import BrokerError, FeatureStreamError, InternalError, RecordError, UsageError
 from featurestream.http.client import Client, Gateway, NoAnswerError
 from featurestream.http.records import unpack_records
-from featurestream.ports import Bounds, LogRecord
+from featurestream.names import STREAM_NAME, TAP_NAME, tap_topic
+from featurestream.ports import Bounds, LogRecord, Place
 
 T = TypeVar("T")
 
@@ -38,28 +40,29 @@ class HttpSource:
         self._lock = threading.Lock()
         self._contact = False
         self._closed = False
+        self._known: set[Place] = set()  # lanes of which the gateway has spoken
 
     def topics(self) -> dict[str, int]:
         """Return the topics of all streams, with their numbers of lanes."""
-        found = self._ask(lambda: self._client.get_json("lanes"))
+        found = self._ask(lambda: self._client.get_json(["lanes"], {}))
         return {str(name): int(lanes) for name, lanes in found["topics"].items()}
 
     def bounds(self, topic: str, lane: int) -> Bounds:
         """Return the offsets that a lane holds now; see :class:`~featurestream.ports.RecordSource`."""
-        path = _path(topic, lane)
-        found = self._ask(lambda: self._client.get_json(*path))
-        return Bounds(found["low"], found["high"])
+        return self.all_bounds([(topic, lane)])[topic, lane]
 
-    def offset_at_time(self, topic: str, lane: int, time_ms: int) -> int:
-        """Return the first offset whose record was appended at or after a time."""
-        path = _path(topic, lane)
-        found = self._ask(lambda: self._client.get_json(*path, "time", ms=max(time_ms, 0)))
-        return int(found["offset"])
+    def all_bounds(self, places: Sequence[Place]) -> dict[Place, Bounds]:
+        """Return the bounds of many lanes, with one request a stream."""
+        return {place: Bounds(found["low"], found["high"]) for place, found in self._lanes(places).items()}
+
+    def offsets_at_time(self, places: Sequence[Place], time_ms: int) -> dict[Place, int]:
+        """Return, for each lane, the first offset whose record was appended at or after a time."""
+        return {place: int(found["offset"]) for place, found in self._lanes(places, ms=max(time_ms, 0)).items()}
 
     def record_at(self, topic: str, lane: int, offset: int) -> LogRecord:
         """Return the record at an offset, or the first one after it."""
         path = _path(topic, lane)
-        body = self._ask(lambda: self._client.get(*path, "record", offset=offset))
+        body = self._ask(lambda: self._client.get([*path, "record"], {"offset": offset}))
         records = unpack_records(topic, lane, body)
         if len(records) != 1:
             raise RecordError(f"the gateway answered with {len(records)} records of {topic}, lane {lane}, expected one")
@@ -70,7 +73,8 @@ class HttpSource:
 
         Raises StreamNotFoundError at once where there is no such topic or lane.
         """
-        self.bounds(topic, lane)
+        if (topic, lane) not in self._known:
+            self.bounds(topic, lane)
         return HttpLaneReader(
             topic, lane, offset, client=Client(self._gateway), queue_bytes=self._queue_bytes, stall_s=self._stall_s
         )
@@ -80,6 +84,20 @@ class HttpSource:
         with self._lock:
             self._closed = True
             self._client.close()
+
+    def _lanes(self, places: Sequence[Place], **query: int) -> dict[Place, dict[str, int]]:
+        """Return what the gateway tells of lanes."""
+        told: dict[Place, dict[str, int]] = {}
+        for stream, taps in _taps_of(places).items():
+            found = self._ask(
+                functools.partial(self._client.get_json, ["streams", stream, "lanes"], {"taps": taps, **query})
+            )
+            told |= {(tap_topic(stream, one["tap"]), one["lane"]): one for one in found["lanes"]}
+        for place in places:
+            if place not in told:
+                raise no_lane(*place)
+        self._known.update(places)
+        return {place: told[place] for place in places}
 
     def _ask(self, question: Callable[[], T]) -> T:
         with self._lock:
@@ -185,9 +203,8 @@ class HttpLaneReader:
             self._client.close()
 
     def _fetch(self, offset: int) -> list[LogRecord]:
-        body = self._client.get(
-            *_path(self._topic, self._lane), "records", wait_s=WAIT_S, offset=offset, bytes=self._room
-        )
+        path = [*_path(self._topic, self._lane), "records"]
+        body = self._client.get(path, {"offset": offset, "bytes": self._room}, wait_s=WAIT_S)
         records = unpack_records(self._topic, self._lane, body)
         before = offset - 1
         for record in records:
@@ -225,10 +242,27 @@ class HttpLaneReader:
 
 
 def _path(topic: str, lane: int) -> tuple[str, ...]:
-    stream, dot, tap = topic.partition(".")
-    if not dot or not stream or not tap or lane < 0:
-        raise no_lane(topic, lane)
+    stream, tap = _split(topic, lane)
     return ("streams", stream, "lanes", tap, str(lane))
+
+
+def _taps_of(places: Sequence[Place]) -> dict[str, str]:
+    """Return the taps of each stream, separated by commas."""
+    taps: dict[str, list[str]] = {}
+    for place in places:
+        stream, tap = _split(*place)
+        named = taps.setdefault(stream, [])
+        if tap not in named:
+            named.append(tap)
+    return {stream: ",".join(named) for stream, named in taps.items()}
+
+
+def _split(topic: str, lane: int) -> tuple[str, str]:
+    """Return stream and tap of a topic; a gateway has no topics of other names."""
+    stream, _, tap = topic.partition(".")
+    if not (STREAM_NAME.fullmatch(stream) and TAP_NAME.fullmatch(tap) and lane >= 0):
+        raise no_lane(topic, lane)
+    return stream, tap
 
 
 def _given_up(error: NoAnswerError, waited_s: float) -> BrokerError:

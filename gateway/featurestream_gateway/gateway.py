@@ -56,7 +56,7 @@ class Gateway:
         self._rates = Rates()
         meters.watch(GATEWAY_READERS, lambda: self.readers.taken)
         meters.watch(GATEWAY_LISTENERS, lambda: self.listeners.taken)
-        meters.watch(GATEWAY_LANES, lambda: self.readings.idle_lanes)
+        meters.watch(GATEWAY_LANES, lambda: self.readings.idle_lanes + self.lanes.idle_lanes)
 
     @property
     def log(self) -> Log:

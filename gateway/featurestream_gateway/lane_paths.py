@@ -15,7 +15,7 @@ from featurestream.identity import MAX_NUMBER
 from featurestream.names import TAP_NAME, tap_topic
 from featurestream.ports import LogRecord
 from featurestream_gateway.answers import JsonAnswer, PartsAnswer
-from featurestream_gateway.gateway import EDGE_S, Gateway
+from featurestream_gateway.gateway import EDGE_S, Gateway, split_taps
 from featurestream_gateway.parameters import WAIT_S, NoQuery, Parameters, Stream
 from featurestream_gateway.problems import RefusedError
 from featurestream_gateway.wanted import current
@@ -52,18 +52,29 @@ class Topics(BaseModel):
 class LaneBounds(BaseModel):
     """What a lane holds."""
 
-    topic: str
+    tap: str
     lane: int
     low: int = Field(description="The first offset that is left.")
     high: int = Field(description="The offset of what comes next.")
+    offset: int | None = Field(default=None, description="The first offset that was appended at or after the time.")
 
 
-class LaneOffset(BaseModel):
-    """A place in a lane."""
+class StreamLanes(BaseModel):
+    """Lanes of a stream."""
 
-    topic: str
-    lane: int
-    offset: int
+    stream: str
+    lanes: list[LaneBounds]
+
+
+class LanesQuery(Parameters):
+    """Which lanes, and what of them."""
+
+    taps: list[str] = Field(
+        default=[], description='Names of taps, or "manifest", separated by commas or repeated. Without it all.'
+    )
+    ms: int | None = Field(
+        default=None, ge=0, le=MOST_TIME_MS, description="A time, milliseconds since 1970, to be looked for in each."
+    )
 
 
 class RecordQuery(Parameters):
@@ -81,34 +92,28 @@ class LaneRecordsQuery(RecordQuery):
     wait: float = Field(default=0, ge=0, le=WAIT_S, description="Seconds to wait for a record at the lane's end.")
 
 
-class TimeQuery(Parameters):
-    """Which time."""
-
-    ms: int = Field(ge=0, le=MOST_TIME_MS, description="Milliseconds since 1970.")
-
-
 @router.get("/lanes", response_model=Topics, response_class=JsonAnswer)
 async def topics(gateway: Current, _: NoParameters) -> Response:
     """The topics of all streams, with their numbers of lanes."""
     return JsonAnswer({"topics": await gateway.workers.run(gateway.lanes.topics)})
 
 
-@router.get("/streams/{stream}/lanes/{tap}/{lane}", response_model=LaneBounds, response_class=JsonAnswer)
-async def bounds(gateway: Current, stream: Stream, tap: Tap, lane: Lane, _: NoParameters) -> Response:
-    """The offsets that a lane holds."""
-    topic = tap_topic(stream, tap)
-    low, high = await _of(gateway, stream, lambda: gateway.lanes.source.bounds(topic, lane))
-    return JsonAnswer({"topic": topic, "lane": lane, "low": low, "high": high})
+@router.get("/streams/{stream}/lanes", response_model=StreamLanes, response_class=JsonAnswer)
+async def lanes(gateway: Current, stream: Stream, asked: Annotated[LanesQuery, Query()]) -> Response:
+    """The offsets that the lanes of some taps hold; with ``ms`` where a time lies in each."""
 
+    def look() -> list[dict[str, Any]]:
+        places = gateway.lanes.places(stream, split_taps(asked.taps))
+        source = gateway.lanes.source
+        offsets = {} if asked.ms is None else source.offsets_at_time(places, asked.ms)
+        bounds = source.all_bounds(places)
+        return [
+            {"tap": place[0].partition(".")[2], "lane": place[1], "low": bounds[place].low, "high": bounds[place].high}
+            | ({"offset": offsets[place]} if place in offsets else {})
+            for place in places
+        ]
 
-@router.get("/streams/{stream}/lanes/{tap}/{lane}/time", response_model=LaneOffset, response_class=JsonAnswer)
-async def at_time(
-    gateway: Current, stream: Stream, tap: Tap, lane: Lane, asked: Annotated[TimeQuery, Query()]
-) -> Response:
-    """The first offset whose record was appended at or after a time; the lane's end where there is none yet."""
-    topic = tap_topic(stream, tap)
-    offset = await _of(gateway, stream, lambda: gateway.lanes.source.offset_at_time(topic, lane, asked.ms))
-    return JsonAnswer({"topic": topic, "lane": lane, "offset": offset})
+    return JsonAnswer({"stream": stream, "lanes": await _of(gateway, stream, look)})
 
 
 @router.get("/streams/{stream}/lanes/{tap}/{lane}/record", response_class=Response, responses=RECORDS)

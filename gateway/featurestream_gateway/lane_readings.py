@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from featurestream.absent import no_offset
+from featurestream.absent import no_lane, no_offset
 from featurestream.errors import FeatureStreamError
 from featurestream.manifest_topic import list_streams
-from featurestream.ports import Bounds, LaneReader, Log, LogRecord, RecordSource
+from featurestream.names import tap_topic
+from featurestream.ports import Bounds, LaneReader, Log, LogRecord, Place, RecordSource
 from featurestream_gateway.problems import RefusedError
 
 IDLE_S: Final = 30.0  # how long a lane stays open for a client that may come back
@@ -44,6 +45,12 @@ class LaneReadings:
         self._stopping = threading.Event()
 
     @property
+    def idle_lanes(self) -> int:
+        """Lanes that are open and idle."""
+        with self._lock:
+            return len(self._idle)
+
+    @property
     def source(self) -> RecordSource:
         """The source that all share; connected when it is first needed."""
         with self._lock:
@@ -57,6 +64,15 @@ class LaneReadings:
         return {
             topic: lanes for topic, lanes in sorted(self._log.topics().items()) if topic.partition(".")[0] in streams
         }
+
+    def places(self, stream: str, taps: Sequence[str]) -> list[Place]:
+        """Return every (topic, lane) of some taps of a stream, or of all. Raises StreamNotFoundError for other taps."""
+        known = {topic: lanes for topic, lanes in self._log.topics().items() if topic.partition(".")[0] == stream}
+        topics = [tap_topic(stream, tap) for tap in taps] or sorted(known)
+        for topic in topics:
+            if topic not in known:
+                raise no_lane(topic, 0)
+        return [(topic, lane) for topic in dict.fromkeys(topics) for lane in range(known[topic])]
 
     def read(self, topic: str, lane: int, offset: int, most_bytes: int) -> list[LogRecord]:
         """Return the records from an offset on that are there: none at the lane's end, else at least one.

@@ -15,7 +15,7 @@ from tests.contracts.log_contract import SETTINGS
 from tests.contracts.over_http import OverHttp
 from tests.contracts.source_contract import SourceContract
 from tests.contracts.stream_contract import StreamContract, indices
-from tests.serving import serving
+from tests.gateway.serving import serving
 from tests.support import create, make_manifest, publish
 
 
@@ -28,8 +28,8 @@ class OnMemory:
     @pytest.fixture(scope="class")
     @classmethod
     def log(cls, direct):
-        with serving(direct) as url:
-            yield OverHttp(direct, url)
+        with serving(direct) as served:
+            yield OverHttp(direct, served.url)
 
     @pytest.fixture
     def name(self, unique):
@@ -50,8 +50,8 @@ class OnKafka:
     @pytest.fixture(scope="class")
     @classmethod
     def log(cls, direct):
-        with serving(direct) as url:
-            yield OverHttp(direct, url)
+        with serving(direct) as served:
+            yield OverHttp(direct, served.url)
 
     @pytest.fixture
     def name(self, unique):

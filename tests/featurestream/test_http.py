@@ -35,7 +35,7 @@ from featurestream.stream import FeatureStream
 from featurestream_gateway.problems import KINDS, problem
 from featurestream_gateway.settings import Token
 from tests.contracts.stream_contract import WHOLE, indices
-from tests.serving import serving
+from tests.gateway.serving import serving
 from tests.support import make_manifest, publish
 
 RECORD = LogRecord("toy.layer3", 1, 7, 1_700_000_000_000, b"0/7", (("batch", b"7"),), b"value")
@@ -131,7 +131,9 @@ def problem_answer(kind: str, detail: str, **facts: object) -> tuple[int, str, b
     return json_answer(found, found["status"], "application/problem+json")
 
 
-BOUNDS = json_answer({"topic": "toy.layer3", "lane": 0, "low": 0, "high": 3})
+BOUNDS = json_answer(
+    {"stream": "toy", "lanes": [{"tap": "layer3", "lane": lane, "low": 0, "high": 3} for lane in (0, 1)]}
+)
 
 
 def poll_until_it_fails(reader: LaneReader) -> None:
@@ -166,7 +168,7 @@ def test_connections_that_are_cut_anywhere_cost_no_row_and_double_none() -> None
             cuts.append(numbers.randrange(1_000, 3_000))
             yield cuts[-1]
 
-    with serving(log) as address, cutting(address, sizes()) as url:
+    with serving(log) as served, cutting(served.url, sizes()) as url:
         stream = FeatureStream("toy", log=HttpLog(url, queue_kbytes=1))
         direct = FeatureStream("toy", log=log)
         for got, expected in zip(stream, direct, strict=True):
@@ -180,7 +182,8 @@ def test_connections_that_are_cut_anywhere_cost_no_row_and_double_none() -> None
 def test_a_gateway_that_is_started_again_is_read_on_where_it_stopped() -> None:
     log = MemoryLog()
     publish(log, make_manifest("toy", lanes=1))
-    with serving(log) as url:
+    with serving(log) as served:
+        url = served.url
         port = urlsplit(url).port
         stream = FeatureStream("toy", "layer3", log=HttpLog(url, queue_kbytes=0))
         rows = iter(stream)
@@ -219,7 +222,8 @@ def test_a_reader_holds_no_more_than_its_bound_and_loses_nothing() -> None:
     sink = log.sink()
     for number in range(60):
         sink.append("toy.large", 0, key=b"%d" % number, value=bytes(LARGE))
-    with serving(log) as url:
+    with serving(log) as served:
+        url = served.url
         source = HttpLog(url, queue_kbytes=500).source()
         reader = source.read("toy.large", 0, 0)
         for number in range(60):
@@ -239,7 +243,7 @@ def test_a_gateway_that_is_busy_or_away_for_a_moment_is_asked_again() -> None:
     with answering(refusals) as (url, asked):
         source = HttpLog(url).source()
         assert source.bounds("toy.layer3", 0) == Bounds(0, 3)
-        assert asked == 4 * ["/v1/streams/toy/lanes/layer3/0"]
+        assert asked == 4 * ["/v1/streams/toy/lanes?taps=layer3"]
         source.close()
 
 
@@ -315,7 +319,8 @@ def test_a_server_that_is_no_gateway_is_found_out(
 def test_the_token_is_sent_and_a_wrong_one_named_without_showing_it() -> None:
     log = MemoryLog()
     publish(log, make_manifest("toy"))
-    with serving(log, token=Token("a-secret-of-the-test")) as url:
+    with serving(log, token=Token("a-secret-of-the-test")) as served:
+        url = served.url
         right = HttpLog(url, token="a-secret-of-the-test")
         assert indices(list(FeatureStream("toy", log=right))) == WHOLE
         assert "secret" not in repr(right)
@@ -360,7 +365,8 @@ def test_nothing_is_written_through_a_gateway() -> None:
 def test_a_reader_cannot_make_itself_known_and_is_told_what_to_leave_out() -> None:
     log = MemoryLog()
     publish(log, make_manifest("toy"))
-    with serving(log) as url:
+    with serving(log) as served:
+        url = served.url
         stream = FeatureStream("toy", log=HttpLog(url), reader="E1")
         with pytest.raises(UsageError, match="leave reader= out"):
             next(iter(stream))
@@ -369,7 +375,8 @@ def test_a_reader_cannot_make_itself_known_and_is_told_what_to_leave_out() -> No
 def test_a_stream_can_go_to_another_process() -> None:
     log = MemoryLog()
     publish(log, make_manifest("toy"))
-    with serving(log) as url:
+    with serving(log) as served:
+        url = served.url
         stream = FeatureStream("toy", log=HttpLog(url))
         rows = iter(stream)
         first = next(rows)
