@@ -26,6 +26,7 @@ THEMES = {
     "seek": True,
     "storage": True,
     "ablations": True,
+    "gateway": True,
 }
 
 

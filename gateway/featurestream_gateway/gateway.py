@@ -18,6 +18,7 @@ from featurestream_gateway.answers import PartsAnswer, piece_answer
 from featurestream_gateway.catalogue import Catalogue, Edges
 from featurestream_gateway.experiments import Experiments, Known
 from featurestream_gateway.formats import Format, encode, size_of
+from featurestream_gateway.lane_readings import LaneReadings
 from featurestream_gateway.looks import Looks
 from featurestream_gateway.meters import Meters
 from featurestream_gateway.overview import Rates, Streams, look_at_streams
@@ -48,13 +49,14 @@ class Gateway:
         self.looks = Looks(self.workers)
         self.catalogue = Catalogue(log)
         self.readings = Readings(self.catalogue)
+        self.lanes = LaneReadings(log)
         self.readers = Turns(settings.readers, "readers", wait_s=settings.turn_s)
         self.listeners = Turns(settings.listeners, "live connections", wait_s=0.05)
         self._experiments = Experiments(self.catalogue)
         self._rates = Rates()
         meters.watch(GATEWAY_READERS, lambda: self.readers.taken)
         meters.watch(GATEWAY_LISTENERS, lambda: self.listeners.taken)
-        meters.watch(GATEWAY_LANES, lambda: self.readings.idle_lanes)
+        meters.watch(GATEWAY_LANES, lambda: self.readings.idle_lanes + self.lanes.idle_lanes)
 
     @property
     def log(self) -> Log:
@@ -78,11 +80,13 @@ class Gateway:
     def close(self) -> None:
         """Release all connections."""
         self.readings.stop()
+        self.lanes.stop()
         self._experiments.close()
         self.catalogue.close()
 
     def _reap(self) -> None:
         self.readings.reap()
+        self.lanes.reap()
         self._experiments.reap(time.time())
 
     # ---- streams and experiments ------------------------------------------------------------------------------------

@@ -11,7 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import ablations, checkpoint, decode, grouped_heads, produce, publish, read, seek, storage, wire
+from benchmarks import (
+    ablations,
+    checkpoint,
+    decode,
+    gateway,
+    grouped_heads,
+    produce,
+    publish,
+    read,
+    seek,
+    storage,
+    wire,
+)
 from benchmarks.__main__ import THEMES, main
 from benchmarks.broker import own_broker
 from benchmarks.kafka_tools import last_rate
@@ -220,6 +232,31 @@ def test_ablations_run_and_leave_no_topic(broker: Cluster) -> None:
     with_extraction, without = rows_of(found)
     assert with_extraction[0][0] == "1 repeats"
     assert without[0][0] == "once"
+    check_nothing_is_left(broker)
+
+
+@pytest.mark.broker
+def test_gateway_runs_and_leaves_no_topic(broker: Cluster) -> None:
+    found = gateway.run(
+        broker, width=8, rows=4, volume=4_000, clients=[1, 3], seconds=0.2, slow=3, slow_s=0.3, repeats=1
+    )
+    reading, asking, memory = rows_of(found)
+    assert [line[0] for line in reading] == [
+        "FeatureStream on Kafka",
+        "FeatureStream through the gateway",
+        "the gateway's msgpack answers",
+        "bare HTTP, as many bytes",
+    ]
+    servers = [gateway.GATEWAY_MSGPACK, gateway.BARE_MSGPACK, gateway.GATEWAY_JSON, gateway.BARE_JSON]
+    if importlib.util.find_spec("flask") is None:
+        assert [line[:2] for line in asking] == [
+            *((name, str(count)) for count in (1, 3) for name in servers),
+            (f"{gateway.ORIGINAL}: not installed", ""),
+        ]
+    else:
+        servers.append(gateway.ORIGINAL)
+        assert [line[:2] for line in asking] == [(name, str(count)) for count in (1, 3) for name in servers]
+    assert memory[0][1] == "3"
     check_nothing_is_left(broker)
 
 

@@ -19,7 +19,9 @@ import pytest
 from featurectl.app import main
 from featurestream.cluster import Cluster
 from featurestream.kafka import KafkaLog
+from featurestream.stream import FeatureStream
 from featurestream_consumer import compare_runs
+from tests.gateway.serving import serving
 from tests.project.documents import FENCED, ROOT, fenced
 from tests.support import make_manifest, publish
 
@@ -127,6 +129,25 @@ def test_the_python_of_the_page_runs_block_after_block(streams: str, here: Path)
             assert (pair.value_a, pair.value_b) == pytest.approx((recorded[pair.a], recorded[pair.b]), rel=1e-6)
     assert (here / "comparison.png").exists()
     assert (here / "grid.png").exists()
+
+
+@pytest.mark.broker
+def test_the_python_over_http_runs_block_after_block_and_gets_the_same_rows(
+    streams: str, here: Path, broker: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway's address is the one thing that is another here; nobody answers at the example's with a token."""
+    monkeypatch.setenv("FEATURESTREAM_GATEWAY_TOKEN", "a-token-of-this-test")
+    printed = io.StringIO()
+    names: dict[str, Any] = {}
+    with KafkaLog(broker) as log, serving(log) as served, contextlib.redirect_stdout(printed):
+        text = page("http-client.md", streams).replace("http://127.0.0.1:9999", served.url)
+        for number, block in enumerate(fenced(text, "python")):
+            exec(compile(block, f"http-client.md, block {number}", "exec"), names)
+        direct = FeatureStream("page-train", "layer3", log=log)
+        direct.load_state_dict(names["state"])
+        assert next(iter(direct)).position.batch == 1
+    assert printed.getvalue().splitlines()[0].startswith("batch 3 (60, 3)")
+    assert printed.getvalue().splitlines()[-1] == "60 rows"
 
 
 def test_pictures_in_the_documents_are_small() -> None:
