@@ -10,7 +10,7 @@ SHELL := bash
 # In the order given, whatever -j says: `make check test` ends with the last line of the tests.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all faults soak check bench audit docs clean
+.PHONY: help quickstart test test-all faults soak check bench fuzz audit docs clean
 
 help: ## list what can be made
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 18
@@ -51,6 +51,10 @@ check: $(INSTALLED) ## lint, format, types, imports; changes nothing
 bench: $(INSTALLED) ## measure against bare loops over the same bytes, as ratios
 	@echo "==> bench: featurestream against bare loops, in one run"
 	@$(BIN)/python -m benchmarks
+
+fuzz: $(INSTALLED) ## a million inputs against all that decodes what comes from a topic
+	@echo "==> fuzz: atheris, from the golden messages and the hostile corpus"
+	@$(BIN)/python -m tests.hostile.fuzz --runs 1000000
 
 audit: $(INSTALLED) ## compare the installed packages with known advisories; needs the network
 	@echo "==> audit: pip-audit"

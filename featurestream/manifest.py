@@ -14,8 +14,10 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from featurestream.errors import RecordError, StreamMismatchError
+from featurestream.identity import MAX_NUMBER
 from featurestream.layout import Layout
-from featurestream.record import ITEM_BYTES, Record
+from featurestream.names import STREAM_NAME, TAP_NAME
+from featurestream.record import ITEM_BYTES, MAX_AXES, Record
 
 MANIFEST_KEY: Final = "manifest"
 LEASE_KEY: Final = "producer"
@@ -24,6 +26,11 @@ PASS_PREFIX: Final = "pass/"
 RETENTION_PREFIX: Final = "retention/"
 REQUEST_PREFIX: Final = "request/"
 SHARE_PREFIX: Final = "share/"
+
+#: What a manifest may claim: whoever reads it loops over lanes and taps, and makes heads of so many outputs.
+MAX_LANES: Final = 1024
+MAX_TAPS: Final = 1024
+MAX_OUTPUTS: Final = 2**31 - 1
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -47,13 +54,18 @@ class DataFacts(Value):
     path_column: str | None = Field(default=None, description="the table's column of image paths, where one was named")
     label_column: str | None = Field(default=None, description="the table's column of labels, where one was named")
     split: str | None = Field(default=None, description="the split that was asked for, where the source has splits")
-    samples: int = Field(ge=1, description="N, samples in the dataset")
+    samples: int = Field(ge=1, le=MAX_NUMBER, description="N, samples in the dataset")
     label_kind: Literal["none", "class", "value", "target"] = Field(
         description="none; class: one class number; value: one number; target: several numbers"
     )
-    label_values: int = Field(default=1, ge=0, description="numbers in one label; 0 where there are none")
+    label_values: int = Field(
+        default=1, ge=0, le=MAX_OUTPUTS, description="numbers in one label; 0 where there are none"
+    )
     class_count: int | None = Field(
-        default=None, ge=1, description="one more than the greatest class number; null where labels are no classes"
+        default=None,
+        ge=1,
+        le=MAX_OUTPUTS,
+        description="one more than the greatest class number; null where labels are no classes",
     )
     classes: list[str] | None = Field(default=None, description="names of the classes in order of their numbers")
     sha256: str = Field(description="SHA-256 over ids, labels and classes, in the dataset's order")
@@ -77,11 +89,11 @@ class BackboneFacts(Value):
 class TapFacts(Value):
     """One named output."""
 
-    name: str = Field(description="the tap's name; its topic is <stream>.<name>")
+    name: str = Field(pattern=f"^(?:{TAP_NAME.pattern})$", description="the tap's name; its topic is <stream>.<name>")
     spec: str = Field(description="layer[:k][:pool[(args)]], normalised")
     layer: str = Field(description="dotted module path in the backbone")
     pool: str | None = Field(default=None, description="how the layer's map was pooled; null: not at all")
-    shape: list[int] = Field(description="shape of one row")
+    shape: list[Annotated[int, Field(ge=1, le=MAX_NUMBER)]] = Field(max_length=MAX_AXES, description="shape of one row")
 
     @property
     def numbers(self) -> int:
@@ -99,8 +111,8 @@ class Manifest(Value):
     """
 
     format: Literal[1] = 1
-    stream: str = Field(description="the stream's name")
-    fingerprint: str = Field(default="", description="32 hexadecimal digits; see fingerprint_of")
+    stream: str = Field(pattern=f"^(?:{STREAM_NAME.pattern})$", description="the stream's name")
+    fingerprint: str = Field(default="", max_length=64, description="32 hexadecimal digits; see fingerprint_of")
     kind: Literal["request"] | None = Field(
         default=None, description="request: what is requested of the stream whose name comes before -requests"
     )
@@ -110,13 +122,15 @@ class Manifest(Value):
     )
     transform: dict[str, Any] = Field(description="the image transform: its name and every number that it uses")
     backbone: BackboneFacts
-    taps: list[TapFacts] = Field(min_length=1)
-    dtype: str = Field(description=f"one of {', '.join(ITEM_BYTES)}")
-    seed: int = Field(ge=0, description="what permutations and augmentations are drawn from")
-    batch_samples: int = Field(ge=1, description="R, samples in a batch")
-    lanes: int = Field(ge=1, description="L, partitions of every tap's topic")
-    views: int = Field(default=1, ge=1, description="V, rows of one sample in a pass")
-    passes: int | None = Field(default=None, ge=1, description="passes in all; null: endless; may be raised later")
+    taps: list[TapFacts] = Field(min_length=1, max_length=MAX_TAPS)
+    dtype: str = Field(pattern=f"^(?:{'|'.join(ITEM_BYTES)})$", description=f"one of {', '.join(ITEM_BYTES)}")
+    seed: int = Field(ge=0, lt=2**64, description="what permutations and augmentations are drawn from")
+    batch_samples: int = Field(ge=1, le=MAX_NUMBER, description="R, samples in a batch")
+    lanes: int = Field(ge=1, le=MAX_LANES, description="L, partitions of every tap's topic")
+    views: int = Field(default=1, ge=1, le=MAX_NUMBER, description="V, rows of one sample in a pass")
+    passes: int | None = Field(
+        default=None, ge=1, le=MAX_NUMBER, description="passes in all; null: endless; may be raised later"
+    )
     created_at: str = Field(description="ISO 8601 with zone")
     made_with: dict[str, str] = Field(
         default_factory=dict, description="versions of the libraries that decide a feature's last bits"
@@ -318,7 +332,7 @@ def from_json(model: type[M], value: bytes) -> M:
         return model.model_validate_json(value)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the whole value"
+        place = ".".join(str(part) for part in first["loc"])[:100] or "the whole value"  # it may hold others' keys
         raise RecordError(
             f"not a {model.__name__.lower()} as schemas/ describes it: {place}: {first['msg']}",
             hint="another application may have written to this topic, or a newer featurestream",

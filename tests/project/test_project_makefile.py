@@ -65,6 +65,7 @@ SETUP = [
         ("faults", ["python -m tests.faults"]),
         ("check", ["ruff check", "ruff format --check", "mypy ", "lint-imports "]),
         ("bench", ["python -m benchmarks"]),
+        ("fuzz", ["python -m tests.hostile.fuzz --runs 1000000"]),
         ("audit", ["pip-audit --local --skip-editable"]),
         ("docs", ["python -m mkdocs build --strict --quiet"]),
     ],
@@ -114,7 +115,7 @@ def test_a_python_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_make_alone_lists_every_target() -> None:
     listed = {line.split()[1] for line in make().stdout.splitlines() if line.startswith("make ")}
     assert listed == {
-        "help", "quickstart", "test", "test-all", "faults", "soak", "check", "bench", "audit", "docs", "clean",
+        "help", "quickstart", "test", "test-all", "faults", "soak", "check", "bench", "fuzz", "audit", "docs", "clean",
     }  # fmt: skip
 
 
