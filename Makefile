@@ -22,7 +22,7 @@ quickstart: $(INSTALLED) ## set up, start the embedded Kafka, run the whole main
 
 test: $(INSTALLED) ## run all tests but the slow ones, on a real Kafka that they start themselves
 	@echo "==> test: pytest"
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-all: $(INSTALLED) ## run all tests and those that take minutes: every fault, three brokers, five minutes of soak
 	@echo "==> test-all: pytest"

@@ -60,7 +60,7 @@ SETUP = [
     ("target", "expected"),
     [
         ("quickstart", ["featurectl broker up", "featurectl demo"]),
-        ("test", ["python -m pytest -m not slow"]),
+        ("test", ["python -m pytest -m not slow --numprocesses 2 --dist loadfile"]),
         ("test-all", ["python -m pytest"]),
         ("faults", ["python -m tests.faults"]),
         ("check", ["ruff check", "ruff format --check", "mypy ", "lint-imports "]),
@@ -89,7 +89,7 @@ def test_what_fails_in_setup_is_set_up_again(venv: Path) -> None:
     assert calls(venv) == SETUP
     write_program(venv / "bin" / "python", RECORDER)
     assert make("test", f"VENV={venv}").returncode == 0
-    assert calls(venv) == [*SETUP, *SETUP, "python -m pytest -m not slow"]
+    assert calls(venv) == [*SETUP, *SETUP, "python -m pytest -m not slow --numprocesses 2 --dist loadfile"]
 
 
 def test_a_failing_check_fails_and_stops_the_tests(venv: Path) -> None:
