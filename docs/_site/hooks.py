@@ -29,6 +29,7 @@ PAGES: Final = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "producer/README.md": "producer.md",
+    "gateway/README.md": "gateway.md",
     "consumer/README.md": "consumer.md",
     "schemas/README.md": "schemas.md",
     "benchmarks/README.md": "benchmarks.md",
