@@ -15,7 +15,14 @@ import featurestream
 from featurestream.errors import FeatureStreamError
 from featurestream.ports import Log
 from featurestream.telemetry import GATEWAY_CONNECTIONS
-from featurestream_gateway import experiment_paths, operation_paths, original_paths, record_paths, stream_paths
+from featurestream_gateway import (
+    experiment_paths,
+    operation_paths,
+    original_paths,
+    page_paths,
+    record_paths,
+    stream_paths,
+)
 from featurestream_gateway.connections import Connections
 from featurestream_gateway.gateway import Gateway
 from featurestream_gateway.guard import Guard
@@ -77,7 +84,7 @@ def make_app(
         lifespan=life,
         responses=PROBLEMS,
     )
-    for paths in (stream_paths, record_paths, experiment_paths, original_paths, operation_paths):
+    for paths in (stream_paths, record_paths, experiment_paths, original_paths, operation_paths, page_paths):
         app.include_router(paths.router)
     app.add_exception_handler(FeatureStreamError, answer_error)
     app.add_exception_handler(HTTPException, answer_http_error)

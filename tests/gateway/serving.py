@@ -104,10 +104,10 @@ def msgpack_entries(answer: httpx.Response) -> list[tuple[int, bytes]]:
 
 @contextlib.contextmanager
 def serving(log: Log, given: Programs | None = None, **settings: Any) -> Iterator[Served]:
-    """Serve a log on a free port of loopback for the length of the block."""
+    """Serve a log for the length of the block; without ``port`` on a free one of loopback."""
     addresses: queue.Queue[str] = queue.Queue()
     servers: list[uvicorn.Server] = []
-    chosen = GatewaySettings(port=0, **settings)
+    chosen = GatewaySettings(**{"port": 0} | settings)
     thread = threading.Thread(
         target=serve,
         args=(chosen, log, given or programs()),
