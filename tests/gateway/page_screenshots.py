@@ -25,7 +25,13 @@ def main(url: str, folder: Path) -> None:
     with chromium() as browser:
         for name, settings in VIEWS.items():
             with opened(browser, url, **settings) as page:
-                for part in ("#curves canvas", "#comparison [data-run]", "#health tbody", "#rows [data-row]"):
+                for part in (
+                    ".card data.big[value]:not([value=''])",
+                    "#curves canvas",
+                    "#comparison [data-run]",
+                    "#health tbody",
+                    "#rows [data-row]",
+                ):
                     page.locator(part).first.wait_for()
                 png = page.screenshot(full_page=True)
             # A page has few colours: a palette makes a quarter of the file.

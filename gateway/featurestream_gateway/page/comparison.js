@@ -1,7 +1,7 @@
 // Experiments against each other on the same samples, as `featurectl compare` tells it.
 
 import { get, path } from "./api.js";
-import { command, data, el, problem, svg, table } from "./elements.js";
+import { command, data, el, problem, svg, table, waiting } from "./elements.js";
 import { count, measured, probability, signed } from "./numbers.js";
 
 const LEAST_MS = 5_000; // a comparison draws thousands of samples: not more often than so
@@ -23,15 +23,15 @@ export function comparisonTable(colour) {
       return;
     }
     busy = true;
+    if (another) place.replaceChildren(waiting());
     try {
       const found = await get(path(["compare"], { stream }));
-      askedAt = Date.now();
       place.replaceChildren(...(found.runs.length ? drawn(found, colour) : nothing(state.stream)));
     } catch (error) {
-      askedAt = Date.now();
       if (error.isLost) asked = "";
       place.replaceChildren(problem(error));
     } finally {
+      askedAt = Date.now();
       busy = false;
     }
   };

@@ -2,7 +2,7 @@
 
 import uPlot from "./uplot/uPlot.esm.js";
 import { get, path } from "./api.js";
-import { Keyed, command, el, fact, mark, say } from "./elements.js";
+import { Keyed, el, fact, mark, say } from "./elements.js";
 import { measured, rate } from "./numbers.js";
 
 const PLACE = new Set(["kind", "step", "epoch", "batch", "time"]); // what a row of metrics holds beside metrics
@@ -99,13 +99,14 @@ export function learningCurves(colour) {
       ? "Curves come with the first experiment."
       : !experiments.length
         ? "No experiment is chosen: tick one above."
-        : "None of the chosen experiments has published metrics yet. They come within seconds of the first report; readers that train nothing have none.";
+        : experiments.some(({ record }) => record)
+          ? "The chosen experiments have no metrics yet: the first come with a first report, or a first validation."
+          : "The chosen readers publish no metrics: featurectl train and featurectl sweep do, by themselves.";
     const failed = experiments.map((one) => known.get(`${one.stream}/${one.name}`)?.failed).find(Boolean);
     const key = `${text}${failed?.detail ?? ""}${stream.stream}`;
     if (none.dataset.key === key) return;
     none.dataset.key = key;
-    none.replaceChildren(el("p", {}, failed ? `${failed.detail} ${failed.hint ?? ""}` : text),
-      all && experiments.length ? command(`featurectl train ${stream.stream} --tap ${stream.taps[0]} --name E1`) : "");
+    none.replaceChildren(el("p", {}, failed ? `${failed.detail} ${failed.hint ?? ""}` : text));
   }
 
   /** Offer the metrics that there are; the one that was chosen stays, else the main metric comes first. */

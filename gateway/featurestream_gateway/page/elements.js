@@ -82,6 +82,11 @@ export function table(label, columns, rows) {
     el("table", {}, el("thead", {}, head), el("tbody", {}, body)));
 }
 
+/** Return what stands where an answer has not come yet. */
+export function waiting() {
+  return el("p", { class: "quiet" }, "loading …");
+}
+
 /** Return a command that a person can copy. */
 export function command(text) {
   return el("pre", { tabindex: 0 }, text);

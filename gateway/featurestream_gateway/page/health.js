@@ -1,6 +1,6 @@
 // What the producer has seen of inputs and features, tap by tap.
 
-import { data, el, table } from "./elements.js";
+import { data, el, table, waiting } from "./elements.js";
 import { count, measured, percent } from "./numbers.js";
 
 /** Return the health of the chosen stream's features. */
@@ -8,11 +8,10 @@ export function featureHealth() {
   const place = document.getElementById("health");
   let shown = "";
   return ({ report, stream }) => {
-    if (report === null) return;
-    const key = JSON.stringify([stream.stream, report.health, report.warnings, report.retention_warnings]);
+    const key = JSON.stringify([stream.stream, report?.health, report?.warnings, report?.retention_warnings]);
     if (key === shown) return;
     shown = key;
-    place.replaceChildren(...drawn(report));
+    place.replaceChildren(...(report ? drawn(report) : [waiting()]));
   };
 }
 

@@ -120,18 +120,18 @@ function lane({ experiment: { name } }, colour, draw) {
     const main = mainMetric(record);
     facts.newest.closest("div").hidden = main === null;
     if (main) fact(facts.newest, main[1], `${main[0]} ${measured(main[1])}`);
-    paint(position, record, span);
+    paint(experiment, span);
     mark(track, "aria-label", `${name}: reads next ${where}; the stream has batches ${span.first} to ${span.end - 1}; ${lag === null ? "lag not known" : `${lag} behind`}`);
   }
 
-  function paint(position, record, span) {
+  function paint({ position, record, lag_batches: lag }, span) {
     const from = span.at(record?.start?.batch ?? span.first);
     const at = position === null ? from : span.at(position.batch);
     gone.hidden = position === null || position.batch >= span.first;
     done.style.left = `${Math.min(from, at)}%`;
     done.style.width = `${Math.max(at - from, 0)}%`;
     behind.style.left = `${at}%`;
-    behind.style.width = `${position === null ? 0 : Math.max(span.at(record?.stop ?? span.end) - at, 0)}%`;
+    behind.style.width = `${position === null || lag === null ? 0 : span.at(position.batch + lag) - at}%`;
     head.style.left = `${at}%`;
     head.hidden = position === null;
   }

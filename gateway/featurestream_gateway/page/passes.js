@@ -1,20 +1,20 @@
 // The finished passes of the chosen stream, and what the log holds of each tap.
 
-import { data, el, table } from "./elements.js";
+import { data, el, table, waiting } from "./elements.js";
 import { bytes, clock, count } from "./numbers.js";
 
-const SHOWN = 12; // an endless stream has thousands
+const SHOWN = 6; // an endless stream has thousands
 
 /** Return passes and taps of the chosen stream. */
 export function passesAndTaps() {
   const place = document.getElementById("passes");
   let shown = "";
   return ({ report, stream, now }) => {
-    if (report === null) return;
-    const key = JSON.stringify([stream.stream, report.pass_records, report.taps, stream.first_batch]);
+    const key = JSON.stringify([stream.stream, report?.pass_records, report?.taps, stream.first_batch]);
     if (key === shown) return;
     shown = key;
-    place.replaceChildren(el("div", {}, tapsOf(report)), el("div", {}, passesOf(report, stream, now)));
+    const parts = report ? [tapsOf(report), passesOf(report, stream, now)] : [waiting()];
+    place.replaceChildren(...parts.map((part) => el("div", {}, part)));
   };
 }
 

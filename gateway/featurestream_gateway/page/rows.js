@@ -1,7 +1,7 @@
 // The rows of a batch, and the image behind each.
 
 import { get, getImage, path } from "./api.js";
-import { data, el, problem, say, table } from "./elements.js";
+import { data, el, problem, say, table, waiting } from "./elements.js";
 import { clock, count } from "./numbers.js";
 
 const ROWS = 12;
@@ -24,7 +24,7 @@ export function batchRows() {
   let of = null;
   return (next) => {
     state = next;
-    const { stream, report } = state;
+    const { stream } = state;
     const last = stream.next_batch - 1;
     form.hidden = last < stream.first_batch;
     number.min = stream.first_batch;
@@ -33,28 +33,30 @@ export function batchRows() {
     if (form.hidden) {
       body.replaceChildren(el("p", { class: "empty" }, "There is no batch yet."));
       of = null;
-    } else if (of !== stream.stream && report !== null) {
+    } else if (of !== stream.stream) {
       of = stream.stream;
       number.value = last;
+      body.replaceChildren(waiting());
       ask();
     }
   };
 
   async function ask() {
-    const { stream, report } = state;
+    const { stream } = state;
     const batch = Math.min(Math.max(Math.trunc(Number(number.value)) || 0, stream.first_batch), stream.next_batch - 1);
     number.value = batch;
-    await show(stream.stream, report, batch, 0);
+    await show(stream.stream, batch, 0);
   }
 
-  async function show(stream, report, batch, row) {
-    const size = (tap) => tap.shape.reduce((product, length) => product * length, 1);
-    const narrowest = report.taps.reduce((best, tap) => (size(tap) < size(best) ? tap : best));
-    const n = Math.max(1, Math.min(ROWS, Math.floor(NUMBERS / size(narrowest))));
+  async function show(stream, batch, row) {
     try {
+      const { taps } = await get(path(["streams", stream, "taps"]));
+      const size = (tap) => tap.shape.reduce((product, length) => product * length, 1);
+      const narrowest = taps.reduce((best, tap) => (size(tap) < size(best) ? tap : best));
+      const n = Math.max(1, Math.min(ROWS, Math.floor(NUMBERS / size(narrowest))));
       const asked = { from: `position:${batch}:${row}`, until: `batch:${batch + 1}`, n, taps: narrowest.name, format: "json" };
       const found = await get(path(["streams", stream, "records"], asked));
-      if (of === stream) body.replaceChildren(...drawn(stream, found, () => show(stream, report, batch, row + n)));
+      if (of === stream) body.replaceChildren(...drawn(stream, found, () => show(stream, batch, row + n)));
     } catch (error) {
       if (of === stream) body.replaceChildren(problem(error));
     }

@@ -52,7 +52,7 @@ function card({ stream: { stream: name } }, choose) {
     mark(producer, "title", PRODUCERS[stream.producer]);
     say(model, `${stream.model}, weights ${stream.weights} · ${counted(stream.samples, "sample")} · ${stream.taps.join(", ")}`);
     fact(speed, stream.rows_per_s, rate(stream.rows_per_s));
-    say(speedBytes, stream.bytes_per_s === null ? " two looks are needed" : ` ${bytes(stream.bytes_per_s)}/s`);
+    say(speedBytes, stream.bytes_per_s === null ? " measuring …" : ` ${bytes(stream.bytes_per_s)}/s`);
     const asked = stream.passes === null ? "endless" : `of ${count(stream.passes)}`;
     fact(facts.passes, stream.passes_done, `${count(stream.passes_done)} ${asked}${stream.complete ? ", complete" : ""}`);
     bar.hidden = stream.passes === null;
