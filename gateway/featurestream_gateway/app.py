@@ -20,6 +20,7 @@ from featurestream_gateway import (
     lane_paths,
     operation_paths,
     original_paths,
+    page_paths,
     record_paths,
     stream_paths,
 )
@@ -84,7 +85,9 @@ def make_app(
         lifespan=life,
         responses=PROBLEMS,
     )
-    for paths in (stream_paths, record_paths, lane_paths, experiment_paths, original_paths, operation_paths):
+    for paths in (
+        stream_paths, record_paths, lane_paths, experiment_paths, original_paths, operation_paths, page_paths
+    ):  # fmt: skip
         app.include_router(paths.router)
     app.add_exception_handler(FeatureStreamError, answer_error)
     app.add_exception_handler(HTTPException, answer_http_error)
