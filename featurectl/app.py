@@ -121,7 +121,7 @@ def run(program: typer.Typer, name: str) -> NoReturn:
 def _report(error: Exception) -> int:
     """Print what an error is to the user; return the exit code."""
     from featurestream.errors import FeatureStreamError
-    from featurestream.logs import fail, is_json
+    from featurestream.logs import fail, is_json, printable
 
     error = _in_our_words(error)
     if is_json():
@@ -129,7 +129,7 @@ def _report(error: Exception) -> int:
         fail(error, code, with_traceback=code == OUR_BUG)
         return code
     if isinstance(error, FeatureStreamError) and error.exit_code != OUR_BUG:
-        typer.echo(f"{typer.style('error:', fg='red')} {' '.join(str(error).split())}", err=True)
+        typer.echo(f"{typer.style('error:', fg='red')} {printable(' '.join(str(error).split()))}", err=True)
         return error.exit_code
     traceback.print_exception(error)
     typer.echo(

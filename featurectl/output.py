@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import typer
 
+from featurestream.logs import printable
+
 MARKS: Final = ">~"
 GAP: Final = 2  # characters between two columns
 WORDS: Final = 24  # characters a line that a text which may be broken gets at least
@@ -31,7 +33,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     nobody looks, every row is one line of plain text, whatever its length.
     """
     names = [column.lstrip(MARKS) for column in columns]
-    cells = [list(row) for row in rows]
+    cells = [[printable(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for line in _drawn(columns, cells, _UNLIMITED).splitlines():
             typer.echo(line.rstrip())
@@ -62,7 +64,7 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     pairs = list(facts)
     width = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
-        typer.echo(f"{name:<{width}}  {value}".rstrip())
+        typer.echo(printable(f"{name:<{width}}  {value}".rstrip()))
 
 
 def count_text(count: int) -> str:

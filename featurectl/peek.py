@@ -72,9 +72,10 @@ class Sight:
             return dict.fromkeys(("mean", "std", "min", "max"))
         # In float64: the sum of a batch of float16 numbers leaves float16 at 65,504.
         wide = numbers.astype(np.float64)
-        return {
-            "mean": float(wide.mean()), "std": float(wide.std()), "min": float(wide.min()), "max": float(wide.max())
-        }  # fmt: skip
+        with np.errstate(invalid="ignore", over="ignore"):  # of features that are not finite, which others may write
+            return {
+                "mean": float(wide.mean()), "std": float(wide.std()), "min": float(wide.min()), "max": float(wide.max())
+            }  # fmt: skip
 
     def facts(self) -> dict[str, Any]:
         """Return the record's facts as JSON values, with the first rows' ids and labels."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestream.errors import UsageError
+from featurestream.errors import RecordError, UsageError
 
 #: The largest batch, pass, sample index or size: the largest integer that a reader in any language holds exactly.
 MAX_NUMBER: Final = 2**53 - 1
@@ -82,8 +82,14 @@ def _join(name: str, pieces: list[Any]) -> Any:
     if name == "indices":
         return np.concatenate(pieces)
     # The labels of a batch from which every sample is missing have no rows, and so no kind.
-    labels = [piece for piece in pieces if piece is not None and len(piece)]
-    return np.concatenate(labels) if labels else pieces[0]
+    labels = [piece for piece in pieces if piece is None or len(piece)]
+    kinds = {None if piece is None else (piece.dtype, piece.shape[1:]) for piece in labels}
+    if len(kinds) > 1:
+        raise RecordError(
+            "batches that follow each other have labels of different kinds, or some have none",
+            hint="another program may have written to this stream; see them with featurectl peek",
+        )
+    return pieces[0] if not labels or labels[0] is None else np.concatenate(labels)
 
 
 def check_indices(indices: NDArray[np.int64], where: str) -> None:

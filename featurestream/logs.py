@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any, Final
@@ -23,6 +24,7 @@ FORMATS: Final = ("text", "json")
 #: A line that begins so is one of level "warning".
 WARNING: Final = "warning: "
 
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _lines = logging.getLogger("featurestream.lines")
 
 
@@ -51,7 +53,17 @@ class StandardError(logging.Handler):
         sys.stderr.flush()
 
 
-_TEXT: Final = logging.Formatter("%(message)s")
+def printable(text: str) -> str:
+    """Return a text with its control characters as escapes: what comes from a topic must not steer a terminal."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+class _Text(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
+        return printable(super().formatMessage(record))
+
+
+_TEXT: Final = _Text("%(message)s")
 _handler: Final = StandardError()
 _handler.setFormatter(_TEXT)
 _lines.addHandler(_handler)

@@ -62,7 +62,7 @@ class StreamFacts:
         value = record.value
         try:
             if key == MANIFEST_KEY:
-                self.manifest = from_json(Manifest, value) if value is not None else None
+                self.manifest = None if value is None else self._own(from_json(Manifest, value))
             elif key == LEASE_KEY or key.startswith(f"{LEASE_KEY}/"):
                 self._apply_lease(key, record)
             elif key.startswith(SHARE_PREFIX):
@@ -89,6 +89,15 @@ class StreamFacts:
             # Other keys are a later version's: unknown facts change none of the known ones.
         except RecordError as error:
             raise error.at(record.topic, record.lane, record.offset) from error
+
+    def _own(self, manifest: Manifest) -> Manifest:
+        """Return a manifest that is this stream's: its name decides which topics are read."""
+        if manifest.stream != self.stream:
+            raise RecordError(
+                f'it is the manifest of a stream "{manifest.stream}", expected "{self.stream}"',
+                hint="a copy of a stream under another name needs a manifest with that name",
+            )
+        return manifest
 
     def _apply_lease(self, key: str, record: LogRecord) -> None:
         self.leases = {rank: lease for rank, lease in self.leases.items() if lease.key != key}

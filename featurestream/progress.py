@@ -16,6 +16,7 @@ from rich.progress import Progress as RichProgress
 from featurestream import logs
 
 LINE_EVERY_S = 5.0
+LONGEST_S = 1e10  # 300 years: a stream may claim any number of passes
 
 
 class Progress:
@@ -131,7 +132,8 @@ class Progress:
     def _write(self) -> None:
         left = ""
         if self.total and 0 < self.done < self.total and self.rate > 0:
-            left = f", {timedelta(seconds=round((self.total - self.done) / self.rate))} left"
+            seconds = (self.total - self.done) / self.rate
+            left = f", {timedelta(seconds=round(min(seconds, LONGEST_S)))} left"
         share = f" ({self.done / self.total:.0%})" if self.total else ""
         facts = {"done": self.done, "total": self.total, "unit": self.unit, "per_second": self.rate, **self._given}
         self.say(logs.Line(f"{self.title}: {self._line()}{share}{left}", progress=self.title, **facts))

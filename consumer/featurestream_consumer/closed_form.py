@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestream.errors import DataError, UsageError
+from featurestream_consumer.memory import check_memory
 
 Floats = NDArray[np.float64]
 
@@ -58,6 +59,8 @@ class Moments:
         self.outputs = outputs
         self.class_labels = class_labels
         self.rows = 0
+        numbers = features * (features + outputs + 2) + outputs
+        check_memory(f"the sums over {features:,} features and {outputs:,} outputs", numbers * 8)
         self.origin: Floats = np.zeros(features)
         self.sum_x: Floats = np.zeros(features)
         self.sum_xx: Floats = np.zeros((features, features))

@@ -17,6 +17,9 @@ from featurestream.errors import UsageError
 from featurestream.lookup import look_up
 from featurestream_consumer.arguments import call, check_arguments
 from featurestream_consumer.heads import linear, mlp
+from featurestream_consumer.memory import check_memory
+
+WORTH_A_LOOK: Final = 1_000_000  # features and outputs from which on a head may not fit
 
 HEADS: Final[dict[str, Callable[..., nn.Module]]] = {
     "linear": linear.build,
@@ -44,6 +47,8 @@ def build_head(name: str, *, in_features: int, outputs: int, args: Mapping[str, 
         raise UsageError(
             f'head "{name}" cannot map {in_features} features to {outputs} outputs', hint="both must be at least 1"
         )
+    if name in HEADS:
+        _check_memory(name, builder, in_features, outputs, args)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         head = call("head", name, builder, (in_features, outputs), args)
@@ -54,3 +59,15 @@ def build_head(name: str, *, in_features: int, outputs: int, args: Mapping[str, 
     if not any(parameter.requires_grad for parameter in head.parameters()):
         raise UsageError(f'head "{name}" has no parameters to train')
     return head
+
+
+def _check_memory(
+    name: str, builder: Callable[..., nn.Module], in_features: int, outputs: int, args: Mapping[str, Any]
+) -> None:
+    """Raise UsageError for a head that this machine's memory cannot hold: weights, gradients, an optimiser's state."""
+    if in_features + outputs < WORTH_A_LOOK:
+        return
+    with torch.device("meta"):  # which takes no memory
+        head = call("head", name, builder, (in_features, outputs), args)
+    needed = 4 * sum(parameter.numel() * parameter.element_size() for parameter in head.parameters())
+    check_memory(f'head "{name}" from {in_features:,} features to {outputs:,} outputs', needed)
