@@ -33,7 +33,7 @@ def parts() -> list[Path]:
     """Return the repository's own top-level folders: none that tools have made."""
     names = (
         "featurestream", "producer", "consumer", "gateway", "featurectl", "schemas", "tests", "benchmarks", "docs",
-        ".ci",
+        "examples", ".ci",
     )  # fmt: skip
     return [ROOT / name for name in names if (ROOT / name).is_dir()]
 
