@@ -33,6 +33,8 @@ PATHS = (
     "/v1/streams", "/v1/streams/{stream}", "/v1/streams/{stream}/manifest", "/v1/streams/{stream}/passes",
     "/v1/streams/{stream}/taps", "/v1/streams/{stream}/health", "/v1/streams/{stream}/picture",
     "/v1/streams/{stream}/requests", "/v1/streams/{stream}/records", "/v1/streams/{stream}/live", "/v1/live",
+    "/v1/lanes", "/v1/streams/{stream}/lanes", "/v1/streams/{stream}/lanes/{tap}/{lane}/record",
+    "/v1/streams/{stream}/lanes/{tap}/{lane}/records",
     "/v1/experiments", "/v1/experiments/{name}", "/v1/experiments/{name}/metrics", "/v1/compare", "/data", "/after",
     "/healthz", "/readyz", "/metrics",
 )  # fmt: skip
