@@ -125,29 +125,30 @@ def run(
             data = str(scaled.write(Path(folder) / "scaled", scaled.images))
             restarts = _restarts(cluster, log, data, scaled, kills)
             scaling = _scaling(log, data, scaled, repeats)
+    tables = [
+        Table(("images", "model", "pixels", "bare img/s", "produce img/s", "ratio", "goal", "by CPU"), speeds),
+        Table(
+            (
+                "images",
+                "model",
+                "decode ms",
+                "forward ms",
+                "produce ms",
+                "possible",
+                "awaiting images",
+                "computing",
+                "awaiting Kafka",
+            ),
+            stages,
+        ),
+        Table(("after", "first record s", "/ a fresh start"), restarts),
+        Table(("processes, of one thread each", "img/s", "/ one"), scaling),
+    ]
     return Report(
         theme="produce",
         question="Images a second of `produce`, from images to acknowledged records, against the bare forward of "
         f"the same model on the same batches, decoded before. On the CPU, with {torch.get_num_threads()} threads each.",
-        tables=[
-            Table(("images", "model", "pixels", "bare img/s", "produce img/s", "ratio", "goal", "by CPU"), speeds),
-            Table(
-                (
-                    "images",
-                    "model",
-                    "decode ms",
-                    "forward ms",
-                    "produce ms",
-                    "possible",
-                    "awaiting images",
-                    "computing",
-                    "awaiting Kafka",
-                ),
-                stages,
-            ),
-            Table(("after", "first record s", "/ a fresh start"), restarts),
-            Table(("processes, of one thread each", "img/s", "/ one"), scaling),
-        ],
+        tables=[table for table in tables if table.rows],
         remarks=[
             f"Medians of {repeats} repeats in turn, the ratio with its smallest and largest. The clock runs from the "
             "first batch to the last acknowledgement; opening data and model is not counted. `by CPU`: the same ratio "
