@@ -21,7 +21,6 @@ from featurectl.samples import write_samples
 from featurestream.cluster import Cluster
 from featurestream.experiments import read_experiments
 from featurestream.kafka import KafkaLog
-from tests.producing import write_images
 from tests.project.documents import FENCED, ROOT
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
@@ -32,10 +31,6 @@ SMALLER = {
     "--passes 1\n": "--passes 1 --batch-size 10\n",
     "--epochs 10": "--epochs 2",
     "--epochs 20": "--epochs 2",
-    "photos-train --model resnet50": "photos-train --model resnet18 --weights random --image-size 32",
-    "--passes 10 --lanes 16": "--passes 2 --lanes 2",
-    "cuda:0,cuda:1": "cpu,cpu",
-    "--passes endless": "--passes 2",  # an endless one ends when it is stopped: tests/e2e/test_pace.py
 }
 #: Words with which a command begins that needs other hosts, a download or a program of somebody else.
 NOT_HERE = ("export", "torchrun", "pip", "tensorboard")
@@ -154,25 +149,3 @@ def _use(build: Any, folder: Path) -> None:
     for step, top1 in ((1, 0.5), (2, 0.75), (3, 0.625)):
         reporter.report({"kind": "validation", "step": step, "top1": top1})
     assert (folder / "best.txt").read_text() == "0.7500 at step 2\n"
-
-
-def test_producing_runs_in_small(broker: Cluster, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_images(tmp_path / "photos", 20)
-    (tmp_path / "wanted.txt").write_text("a/000.png\n3\n")
-    text = page("producing.md", {})
-    several, paced = (what for kind, what in steps(text) if kind == "sh" and what[:2] == ["featurectl", "produce"])
-    assert {"--device", "--lanes"} <= set(several)
-    assert {"--ahead", "--transform"} <= set(paced)
-    run(several)
-    run([word.replace("photos-train", "photos-paced") for word in paced])  # the page shows them for one stream or other
-    rest = [what for kind, what in steps(text) if kind == "sh" and what[:1] == ["featurectl"] and what[1] != "produce"]
-    assert [words[1] for words in rest] == ["request", "peek"]
-    run(rest[0])
-    run(several)  # what is requested of a complete stream is served by the next run
-    assert "a/000.png=0, a/006.png=0\n" in run(rest[1]), "sample 3 is the fourth of folder a"
-    names: dict[str, Any] = {}
-    exec("from featurestream import FeatureStream", names)
-    [block] = [what for kind, what in steps(text) if kind == "python"]
-    exec(block, names)
-    assert names["batch"].pass_number == 1
