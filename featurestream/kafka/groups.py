@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from featurestream.cluster import Cluster
 from featurestream.kafka.client import CONNECT_S, Reports, ask, open_client
 from featurestream.kafka.config import group_settings
-from featurestream.kafka.errors import PASSING
+from featurestream.kafka.errors import PASSING, code_of
 
 KEPT: Final = 32  # clients that stay open: opening one takes 70 ms, asking it 3 ms
 THREADS: Final = 8  # that ask at once: nearly all of the time is waiting
@@ -89,17 +89,41 @@ class Groups:
         with self._lock:
             taken = self._idle.pop(group, None)
         client, reports = taken or open_client(Consumer, group_settings(self._cluster, self._client_id, group))
+
+        def allowed(what: _Question) -> Callable[[float], list[TopicPartition]]:
+            return lambda look_s: _unless_refused(client, what, look_s)
+
+        keep = True
         try:
             limit_s = self._stall_s if reports.contact else CONNECT_S
             if greeting is not None and not reports.contact:
-                ask(client, reports, limit_s, lambda look_s: client.committed(greeting, timeout=look_s))
-            return ask(client, reports, limit_s, lambda look_s: question(client, look_s))
+                ask(client, reports, limit_s, allowed(lambda one, look_s: one.committed(greeting, timeout=look_s)))
+            return ask(client, reports, limit_s, allowed(question))
+        except KafkaException as error:
+            if code_of(error) == KafkaError.GROUP_AUTHORIZATION_FAILED:  # which a client is told once
+                keep = False
+            raise
         finally:
             with self._lock:
                 surplus = [self._idle.pop(group, None)]
-                self._idle[group] = (client, reports)
+                if keep:
+                    self._idle[group] = (client, reports)
+                else:
+                    surplus.append((client, reports))
                 while len(self._idle) > KEPT:
                     surplus.append(self._idle.popitem(last=False)[1])
             for one in surplus:
                 if one is not None:
                     one[0].close()
+
+
+def _unless_refused(client: Consumer, question: _Question, look_s: float) -> list[TopicPartition]:
+    """Return the answer; a group that is refused is told aside, while the question itself waits for a coordinator."""
+    try:
+        return question(client, look_s)
+    except KafkaException as error:
+        message = client.poll(0)
+        refusal = None if message is None else message.error()
+        if refusal is not None and refusal.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+            raise KafkaException(refusal) from error
+        raise

@@ -20,7 +20,7 @@ from tests.producing import config, content, read_lanes, settings, write_images
 pytestmark = pytest.mark.broker
 
 PASSES = 40  # 240 batches: more than five killed runs publish
-DELAY_S = 0.005
+DELAY_S = 0.02
 SEEDS = [range(0, 5), range(5, 10), range(10, 15), range(15, 20)]
 
 

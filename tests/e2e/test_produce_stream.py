@@ -66,6 +66,7 @@ def test_a_stream_holds_what_plain_torch_computes_on_the_same_images(log: KafkaL
 
     dataset = open_dataset(str(images))
     backbone = build_backbone("resnet18", weights="random", seed=5)
+    backbone.model.to(memory_format=torch.channels_last)  # as the producer has it; the last bits depend on it
     transform = build_transform("train", image_size=32, preset=backbone.preset)
     seen: dict[str, torch.Tensor] = {}
     for name in ("layer2", "avgpool"):
@@ -80,7 +81,7 @@ def test_a_stream_holds_what_plain_torch_computes_on_the_same_images(log: KafkaL
         rows = [(int(sample), view) for sample in samples for view in range(2)]
         pixels = [transform(dataset.load(sample), sample_seed(5, pass_number, sample, view)) for sample, view in rows]
         with torch.inference_mode():
-            backbone.model(torch.stack(pixels))
+            backbone.model(torch.stack(pixels).contiguous(memory_format=torch.channels_last))
         for tap, expected in (("layer2", seen["layer2"].mean((2, 3))), ("avgpool", seen["avgpool"])):
             record = lanes[tap, batch % 3][batch // 3]
             assert (record.batch, record.pass_number, record.views) == (batch, pass_number, 2)

@@ -58,6 +58,10 @@ class MutantSink:
         for call in self._tamper(Call(topic, lane, key, bytes(value), headers)):
             self._sink.append(call.topic, call.lane, key=call.key, value=call.value, headers=call.headers)
 
+    @property
+    def queued(self) -> int:
+        return self._sink.queued
+
     def flush(self) -> None:
         self._sink.flush()
 

@@ -357,7 +357,7 @@ def examine(stream: str, address: str, files: Files | None = None) -> Verdict:
         _resumed(verdict, files.resumed, files.uninterrupted)
     if files.healed is not None:
         _healed(verdict, files.healed, files.bound_s)
-    known = {f"{stream}.manifest", *(f"{stream}.{tap}" for tap in facts.taps)}
+    known = {f"{stream}.manifest", f"{stream}.experiments", *(f"{stream}.{tap}" for tap in facts.taps)}
     strays = [topic for topic in topics if topic.startswith(f"{stream}.") and topic not in known]
     verdict.violations["A10"] += [f"the topic {topic} is none of the stream's" for topic in strays]
     verdict.violations["A10"] += [] if files.left is None else [" ".join(line) for line in _lines(files.left)]

@@ -34,7 +34,7 @@ from featurestream.errors import BrokerError, FeatureStreamError
 from featurestream.kafka import KafkaLog
 from featurestream.memory import MemoryLog
 from featurestream.stream import FeatureStream
-from featurestream_consumer.checkpoint import list_checkpoints, load_newest
+from featurestream_consumer.checkpoint import list_checkpoints, load_checkpoint
 from featurestream_consumer.config import TrainConfig
 from featurestream_consumer.run import train
 from featurestream_consumer.trainer import Trainer
@@ -321,10 +321,13 @@ def experiment(runs: Path, number: int) -> dict[str, Any]:
 
 
 def compared(runs: Path, number: int, log: KafkaLog, folder: Path) -> tuple[list[str], list[str]]:
-    """Return a trainer's newest weights, and those of an undisturbed run up to the same step, each as words."""
-    found = load_newest(runs / f"E{number}" / "checkpoints")
-    assert found is not None
-    state = found[0]
+    """Return a trainer's weights at a late step, and those of an undisturbed run up to the same one, each as words.
+
+    The step is that of the last checkpoint but one: after the newest there may be nothing to read, and an undisturbed
+    run would wait for it.
+    """
+    _, late, *_ = list_checkpoints(runs / f"E{number}" / "checkpoints")
+    state = load_checkpoint(late.path)
     steps: int = state["trainer"]["step"]
     step, caught = Trainer.step, []
 

@@ -50,6 +50,10 @@ class WitnessedSink:
             self._waiting.append((tap, batch))
         self._sink.append(topic, lane, key=key, value=value, headers=headers)
 
+    @property
+    def queued(self) -> int:
+        return self._sink.queued
+
     def flush(self) -> None:
         waiting, self._waiting = self._waiting, []
         self._sink.flush()

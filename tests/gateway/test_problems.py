@@ -161,7 +161,7 @@ def test_a_stream_that_is_made_anew_is_read_anew() -> None:
 @pytest.mark.parametrize(
     ("method", "path", "expected"),
     [
-        ("GET", "/", (404, "not-found")),
+        ("GET", "/v0", (404, "not-found")),
         ("GET", "/v1", (404, "not-found")),
         ("GET", "/v2/streams", (404, "not-found")),
         ("POST", "/v1/streams", (405, "method-not-allowed")),

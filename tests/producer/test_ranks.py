@@ -132,7 +132,14 @@ def test_lanes_are_shared_out_by_rank_and_then_by_device(images: Path) -> None:
     for rank, devices in ((FIRST, ("cpu",)), (SECOND, ("cpu", "cpu", "cpu"))):
         prepared = prepare(config(images, "toy", lanes=7, devices=devices), rank)
         with ManifestTopic(MemoryLog(), "toy") as topic:
-            run = run_module._Run(prepared, MemoryLog(), topic, None, lambda _: None)  # type: ignore[arg-type]
+            run = run_module._Run(
+                prepared,
+                MemoryLog(),
+                topic,
+                None,
+                say=lambda _: None,
+                telemetry=None,  # type: ignore[arg-type]
+            )
             tail = run_module.fresh_tail(prepared.manifest, rank.lanes(7))
             shares |= {job.index: job.lanes for job in run._jobs(prepared.manifest, tail)}
     assert shares == {0: (0, 2, 4, 6), 1: (1,), 3: (3,), 5: (5,)}
