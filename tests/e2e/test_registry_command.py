@@ -35,6 +35,7 @@ def test_a_training_is_seen_while_it_runs_killed_and_gone_on_with(broker, unique
     properties.write_text(
         f"bootstrap.servers={broker.bootstrap_servers}\nsasl.password={SECRET}\nclient.rack={SECRET}\n"
     )
+    properties.chmod(0o600)
     manifest = make_manifest(unique, samples=160, batch_samples=16, lanes=2, passes=3, taps=("layer3",))
     with KafkaLog(broker) as log, ExperimentsFollower(log, unique) as follower:
         create(log, manifest)

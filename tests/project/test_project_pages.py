@@ -18,9 +18,10 @@ import pytest
 
 from featurectl.app import main
 from featurectl.samples import write_samples
-from featurestream.cluster import Cluster
+from featurestream.cluster import Cluster, resolve_cluster
 from featurestream.experiments import read_experiments
 from featurestream.kafka import KafkaLog
+from tests.conftest import guarded
 from tests.project.documents import FENCED, ROOT
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
@@ -94,6 +95,15 @@ def _few_samples(folder: Path) -> None:
     samples = write_samples(folder)
     for table, count in zip((samples.train_csv, samples.validation_csv), IMAGES, strict=True):
         table.write_text("".join(table.read_text().splitlines(keepends=True)[: count + 1]))
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A broker of the pages' own: they list all streams, and other tests leave some half made."""
+    home = tmp_path_factory.mktemp("pages")
+    with pytest.MonkeyPatch.context() as patch, guarded(home):
+        patch.setenv("FEATURESTREAM_HOME", str(home))
+        yield resolve_cluster()
 
 
 @pytest.fixture(scope="module")
