@@ -268,7 +268,7 @@ def _harm(
         watch.look()
         for program in programs:
             program.keep_alive()
-        if time.monotonic() >= following and end - time.monotonic() > WARM_S:
+        if time.monotonic() >= following and end - time.monotonic() > WARM_S and has_healed(healed, watch):
             name = chance.choice(FAULTS)
             inflict(name, chance, broker, programs)
             healed.append((time.monotonic(), name))
@@ -276,13 +276,18 @@ def _harm(
             say(f"{60 * minutes - (end - time.monotonic()):7.1f} s  {name}")
             following = time.monotonic() + chance.uniform(3, 8)
     for _ in range(int(END_S / EVERY_S)):  # everything that was interrupted last has its bound to come back
-        if watch.progress[-1][1] > max((count for at, count in watch.progress if at <= healed[-1][0]), default=0):
+        if has_healed(healed, watch):
             break
         tick.wait(EVERY_S)
         watch.look()
         for program in programs:
             program.keep_alive()
     return healed, faults
+
+
+def has_healed(healed: list[tuple[float, str]], watch: Watch) -> bool:
+    """Return whether there was progress after the last fault: the next one does not make its recovery longer."""
+    return not healed or recoveries(healed[-1:], watch)[0][0] < float("inf")
 
 
 def inflict(name: str, chance: random.Random, broker: EmbeddedBroker, programs: list[Program]) -> None:
