@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field
 
+from featurestream.closing import Closing
+from featurestream.compacted import records_until
 from featurestream.errors import (
     BrokerError,
     GoneError,
@@ -39,7 +40,6 @@ CHUNK_BYTES: Final = 256 * 1024
 #: restarts takes two beats.
 BEAT_S: Final = 10.0
 LOST_S: Final = 40.0
-READ_TIMEOUT_S: Final = 10.0
 
 State = Literal["running", "finished", "stopped", "diverged", "failed"]
 
@@ -223,7 +223,7 @@ class Registry:
         return rows[: run.metric_rows]
 
 
-class ExperimentsFollower:
+class ExperimentsFollower(Closing):
     """A stream's run registry as it grows: each look reads what has come since the one before.
 
     Close it, or use it as a context manager. One thread at a time may use it.
@@ -236,14 +236,6 @@ class ExperimentsFollower:
         self._source: RecordSource = log.source()
         self._reader: LaneReader | None = None
         self._offset = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Release the connections."""
@@ -273,19 +265,10 @@ class ExperimentsFollower:
         if self._reader is None and low < high:
             self._offset = low
             self._reader = self._source.read(self._topic, 0, low)
-        # The last offsets of a compacted topic are never compacted away, so the record before `high` always comes.
-        while self._reader is not None and self._offset < high:
-            record = self._reader.poll(READ_TIMEOUT_S)
-            if record is None:
-                raise RecordError(
-                    f"nothing came within {READ_TIMEOUT_S:.0f} s",
-                    hint="is the broker overloaded? try again",
-                    topic=self._topic,
-                    lane=0,
-                    offset=self._offset,
-                )
-            self.registry.apply(record)
-            self._offset = record.offset + 1
+        if self._reader is not None:
+            for record in records_until(high, self._reader, self._topic, self._offset):
+                self.registry.apply(record)
+                self._offset = record.offset + 1
 
     def _forget(self) -> None:
         if self._reader is not None:
@@ -295,7 +278,7 @@ class ExperimentsFollower:
         self.registry = Registry()
 
 
-class ExperimentsTopic:
+class ExperimentsTopic(Closing):
     """Writes a stream's run registry. Close it, or use it as a context manager."""
 
     def __init__(self, log: Log, stream: str) -> None:
@@ -303,14 +286,6 @@ class ExperimentsTopic:
         self.topic = experiments_topic(stream)
         self._log = log
         self._sink = log.sink()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Give up what was not flushed and release the connection."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
 
 from pydantic import BaseModel
 
+from featurestream.closing import Closing
+from featurestream.compacted import records_until
 from featurestream.errors import RecordError, StreamNotFoundError, nearest
 from featurestream.health import CANARY_KEY, HEALTH_PREFIX, Canary, Health
 from featurestream.manifest import (
@@ -31,8 +31,6 @@ from featurestream.manifest import (
 from featurestream.names import check_stream_name, manifest_topic, stream_of_manifest_topic
 from featurestream.ports import Log, LogRecord, RecordSource
 from featurestream.topics import manifest_topic_settings
-
-READ_TIMEOUT_S = 10.0
 
 
 @dataclass(slots=True)
@@ -107,7 +105,7 @@ class StreamFacts:
             self.lease_stamps_ms[lease.rank] = record.timestamp_ms
 
 
-class ManifestTopic:
+class ManifestTopic(Closing):
     """The manifest topic of one stream on one log. Close it, or use it as a context manager."""
 
     def __init__(self, log: Log, stream: str) -> None:
@@ -115,14 +113,6 @@ class ManifestTopic:
         self.topic = manifest_topic(stream)
         self._log = log
         self._sink = log.sink()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Release the connection."""
@@ -196,19 +186,8 @@ def read_facts(source: RecordSource, stream: str) -> StreamFacts:
     low, high = source.bounds(topic, 0)
     reader = source.read(topic, 0, low)
     try:
-        # The last offsets of a compacted topic are never compacted away, so the record before `high` always comes.
-        while low < high:
-            record = reader.poll(READ_TIMEOUT_S)
-            if record is None:
-                raise RecordError(
-                    f"nothing came within {READ_TIMEOUT_S:.0f} s",
-                    hint="is the broker overloaded? try again",
-                    topic=topic,
-                    lane=0,
-                    offset=low,
-                )
+        for record in records_until(high, reader, topic, low):
             facts.apply(record)
-            low = record.offset + 1
     finally:
         reader.close()
     return facts

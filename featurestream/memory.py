@@ -7,13 +7,12 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurestream.absent import no_lane, no_offset
+from featurestream.closing import Closing
 from featurestream.errors import BrokerError, GoneError, StreamMismatchError, StreamNotFoundError, UsageError
 from featurestream.names import GROUP_PREFIX
 from featurestream.ports import Bounds, Headers, LogRecord, Place
@@ -164,7 +163,7 @@ class MemoryLog:
             return place.records[max(offset - low, 0)]
 
 
-class MemorySink:
+class MemorySink(Closing):
     """A :class:`~featurestream.ports.RecordSink` on a :class:`MemoryLog`.
 
     Attributes:
@@ -180,14 +179,6 @@ class MemorySink:
         self._log = log
         self._failure: BrokerError | None = None
         self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def append(
         self, topic: str, lane: int, *, key: bytes, value: NDArray[np.uint8] | bytes | None, headers: Headers = ()
@@ -225,19 +216,11 @@ class MemorySink:
             raise self._failure
 
 
-class MemorySource:
+class MemorySource(Closing):
     """A :class:`~featurestream.ports.RecordSource` on a :class:`MemoryLog`."""
 
     def __init__(self, log: MemoryLog) -> None:
         self._log = log
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def bounds(self, topic: str, lane: int) -> Bounds:
         """Return the offsets that a lane holds now."""

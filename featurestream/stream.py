@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from featurestream.batch import FeatureBatch, concatenate, regroup
+from featurestream.closing import Closing
 from featurestream.cluster import Cluster, resolve_cluster
 from featurestream.errors import FingerprintError, UsageError
 from featurestream.logs import WARNING, Line
@@ -34,7 +34,7 @@ QUEUE_KBYTES = 8192  # prefetched by each lane's reader: a reader's memory is ta
 _log = logging.getLogger(__name__)
 
 
-class FeatureStream:
+class FeatureStream(Closing):
     """The rows of a stream as an iterable of :class:`FeatureBatch`.
 
     ::
@@ -171,14 +171,6 @@ class FeatureStream:
         if self._open is not None:
             self._open.close()
             self._open = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # ---- state ------------------------------------------------------------------------------------------------------
 

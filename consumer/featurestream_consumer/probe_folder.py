@@ -14,8 +14,9 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
+from featurestream.closing import Closing
 from featurestream.errors import DataError, FingerprintError, UsageError
 from featurestream.position import Position
 from featurestream_consumer.checkpoint import load_newest, save_checkpoint
@@ -27,7 +28,7 @@ FORMAT: Final = 1
 RECORD_NAME: Final = "probe.json"
 
 
-class ProbeFolder:
+class ProbeFolder(Closing):
     """The folder of a stream's probe, held by this process until it is closed. Use it as a context manager.
 
     The hold ends with the process, however it dies. ``settings`` and ``fingerprints`` are what decides the result;
@@ -109,12 +110,6 @@ class ProbeFolder:
         if self._lock is not None:
             lock, self._lock = self._lock, None
             os.close(lock)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def _checkpoints(self) -> Path:

@@ -27,7 +27,7 @@ def pack_records(records: Sequence[LogRecord]) -> list[bytes]:
         if record.value is None:
             parts.append(head + packer.pack(None))
         else:
-            parts += [head + _bin_header(len(record.value)), record.value]
+            parts += [head + bin_header(len(record.value)), record.value]
     return parts
 
 
@@ -52,7 +52,8 @@ def _record(topic: str, lane: int, entry: Any) -> LogRecord:
     return LogRecord(topic, lane, offset, timestamp_ms, key, tuple((name, text) for name, text in headers), value)
 
 
-def _bin_header(length: int) -> bytes:
+def bin_header(length: int) -> bytes:
+    """Return what msgpack writes before so many bytes: they themselves need not be copied behind it."""
     if length < 2**8:
         return b"\xc4" + length.to_bytes(1, "big")
     if length < 2**16:

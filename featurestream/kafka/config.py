@@ -6,12 +6,14 @@ are ours alone: a property that says otherwise is refused.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from featurestream.cluster import Cluster
 from featurestream.errors import UsageError
 from featurestream.kafka.java_properties import check_known
 from featurestream.names import GROUP_PREFIX
+
+if TYPE_CHECKING:
+    from featurestream.cluster import Cluster
 
 SINK_QUEUE_KBYTES: Final = 131_072
 LANE_QUEUE_KBYTES: Final = 8_192

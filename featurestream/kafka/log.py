@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 from confluent_kafka import (
     KafkaError,
@@ -19,6 +18,7 @@ from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.cimpl import NewTopic
 
 from featurestream.absent import no_lane
+from featurestream.closing import Closing
 from featurestream.cluster import Cluster
 from featurestream.errors import BrokerError, StreamMismatchError, UsageError
 from featurestream.kafka.client import CONNECT_S, Home, Reports, ask, open_client
@@ -36,7 +36,7 @@ SHOWN_S: Final = 30.0
 REPLICAS: Final = 3  # the usual number: one broker may fail while another is being restarted
 
 
-class KafkaLog:
+class KafkaLog(Closing):
     """A :class:`~featurestream.ports.Log` on a Kafka cluster. Close it, or use it as a context manager.
 
     ``queue_kbytes`` bounds what each lane's reader reads ahead, ``sink_queue_kbytes`` what each sink holds that is
@@ -64,14 +64,6 @@ class KafkaLog:
         self._delivery_s = delivery_s
         self._home = Home()
         self._groups = Groups(cluster, client_id, stall_s)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Release the log's own connection; sinks and sources live on until they are closed."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from types import TracebackType
-from typing import Final, NoReturn, Self
+from typing import Final, NoReturn
 
 import numpy as np
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from numpy.typing import NDArray
 
+from featurestream.closing import Closing
 from featurestream.cluster import Cluster
 from featurestream.errors import BrokerError, FeatureStreamError, UsageError
 from featurestream.kafka.client import CONNECT_S, Home, ask, open_client
@@ -24,7 +24,7 @@ LOOK_S: Final = 0.1  # how long a wait lasts before Ctrl-C, a failure or the clo
 REPORT_S: Final = 2.0  # how long a client that has ended itself may take to report the record that did it
 
 
-class KafkaSink:
+class KafkaSink(Closing):
     """A :class:`~featurestream.ports.RecordSink` on Kafka; a context manager that gives up what is not flushed.
 
     At most ``queue_kbytes`` wait for the broker: then :meth:`append` blocks. When the broker acknowledges nothing for
@@ -63,14 +63,6 @@ class KafkaSink:
             ask(self._producer, self._reports, CONNECT_S, self._producer.cluster_id)
         except KafkaException as error:
             raise request_failed(error, "cannot write", self._address) from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def append(
         self, topic: str, lane: int, *, key: bytes, value: NDArray[np.uint8] | bytes | None, headers: Headers = ()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -19,6 +18,7 @@ from confluent_kafka import (
 )
 
 from featurestream.absent import no_lane, no_offset
+from featurestream.closing import Closing
 from featurestream.cluster import Cluster
 from featurestream.errors import BrokerError, FeatureStreamError, GoneError, RecordError, UsageError
 from featurestream.kafka.client import CONNECT_S, Home, ask, open_client
@@ -37,7 +37,7 @@ UNHEEDED: Final = PASSING | {KafkaError.GROUP_AUTHORIZATION_FAILED}
 PAUSE_S: Final = 1.0  # between two probes; and between two polls: what is longer was spent elsewhere, not waiting
 
 
-class KafkaSource:
+class KafkaSource(Closing):
     """A :class:`~featurestream.ports.RecordSource` on Kafka. Close it, or use it as a context manager.
 
     Each reader is a client of its own and reads at most ``queue_kbytes`` ahead. Look-ups and readers that wait raise
@@ -58,14 +58,6 @@ class KafkaSource:
         self._settings = reader_settings(cluster, client_id, queue_kbytes)
         self._stall_s = stall_s
         self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def bounds(self, topic: str, lane: int) -> Bounds:
         """Return the offsets that a lane holds now; see :class:`~featurestream.ports.RecordSource`."""
@@ -284,7 +276,7 @@ class _Finder:
                 elif error.code() in GONE or error.code() == KafkaError._PARTITION_EOF:
                     # Beyond the end; or nothing is left there but a transaction's marker.
                     raise no_offset(*place, offset, bounds)
-                elif error.code() not in NO_LANE:  # it is there: the client learns so with the next try
+                elif error.code() not in NO_LANE or time.monotonic() >= until:  # else the client learns of it in time
                     doing, right = f"cannot read {place[0]}, lane {place[1]}", Right("Read", "topic", place[0])
                     raise request_failed(error, doing, self._reports.address, right)
 
@@ -356,10 +348,11 @@ class _Finder:
             try:
                 return ask(self._consumer, self._reports, limit_s, checked)
             except KafkaException as error:
-                where = ", ".join(f"{topic}, lane {lane}" for topic, lane in places[:1])
+                topic, lane = places[0]
                 # Describe would do for this question, but Read, which brings it, is what the next one takes.
-                right = Right("Read", "topic", places[0][0])
-                raise request_failed(error, f"cannot look into {where}", self._reports.address, right) from error
+                right = Right("Read", "topic", topic)
+                doing = f"cannot look into {topic}, lane {lane}"
+                raise request_failed(error, doing, self._reports.address, right) from error
 
     def _is_there(self, topic: str, lane: int, timeout_s: float) -> bool:
         found = self._consumer.list_topics(topic, timeout=timeout_s).topics.get(topic)

@@ -13,6 +13,7 @@ import numpy as np
 
 from featurestream.batch import row_bytes
 from featurestream.errors import RecordError
+from featurestream.http.records import bin_header
 from featurestream.manifest import Manifest
 from featurestream.ports import LogRecord
 from featurestream.position import Position
@@ -198,16 +199,8 @@ def _msgpack(piece: Piece) -> Iterator[bytes]:
     yield packer.pack_array_header(len(entries))
     for raw in entries:
         value = raw.value or b""
-        yield packer.pack_array_header(2) + packer.pack(raw.timestamp_ms) + _bin_header(len(value))
+        yield packer.pack_array_header(2) + packer.pack(raw.timestamp_ms) + bin_header(len(value))
         yield value
-
-
-def _bin_header(length: int) -> bytes:
-    if length < 2**8:
-        return b"\xc4" + length.to_bytes(1, "big")
-    if length < 2**16:
-        return b"\xc5" + length.to_bytes(2, "big")
-    return b"\xc6" + length.to_bytes(4, "big")
 
 
 def _npy(piece: Piece) -> bytes:

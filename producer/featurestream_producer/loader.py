@@ -17,13 +17,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featurestream.closing import Closing
 from featurestream.errors import DataError, OutsideError, UsageError
 from featurestream_producer.datasets import ImageDataset
 from featurestream_producer.interrupts import interrupt_blocked
@@ -91,7 +91,7 @@ def load_batch(
     return LoadedBatch(plan, images[:row], np.array(present, dtype=np.int64), tuple(missing))
 
 
-class BatchLoader:
+class BatchLoader(Closing):
     """An iterator over the batches that ``batches`` plans, in that order, a few of them loaded ahead.
 
     ``workers`` is the number of loader processes (spawned: they import, and never inherit a live Kafka client or CUDA
@@ -122,14 +122,6 @@ class BatchLoader:
         self._batches = batches
         self._source: _ThreadSource | _ProcessSource | None = None
         self._workers = workers
-
-    def __enter__(self) -> BatchLoader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[LoadedBatch]:
         if self._source is not None:

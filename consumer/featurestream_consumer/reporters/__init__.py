@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
+from featurestream.closing import Closing
 from featurestream.lookup import look_up
 from featurestream_consumer.reporters import console, jsonl, mlflow, projector, tensorboard
 from featurestream_consumer.reporters.ending import Ending
@@ -77,7 +78,7 @@ def check_reporters(names: Iterable[str]) -> None:
         look_up("reporter", name, REPORTERS)
 
 
-class Reporters:
+class Reporters(Closing):
     """Several reporters as one; close it, or use it as a context manager.
 
     jsonl is always among them: metrics.jsonl is part of the run's record.
@@ -111,9 +112,3 @@ class Reporters:
         """Close each."""
         for reporter in self._reporters:
             reporter.close()
-
-    def __enter__(self) -> Reporters:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
