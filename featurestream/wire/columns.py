@@ -15,6 +15,17 @@ from featurestream.wire.layout import DAMAGED
 from featurestream.wire.packed import all_of, unpack
 
 _LISTS: Final = ("indices", "ids", "labels")
+#: Numbers that all take the same bytes, by msgpack's type byte before each.
+_NUMBERS: Final = {
+    0xCA: ">f4",
+    0xCC: ">u1",
+    0xCD: ">u2",
+    0xCE: ">u4",
+    0xD0: ">i1",
+    0xD1: ">i2",
+    0xD2: ">i4",
+    0xD3: ">i8",
+}
 
 
 class PackedIdentity(Identity):
@@ -53,7 +64,10 @@ class PackedIdentity(Identity):
         return [None if packed is None else bytes(packed) for packed in self._packed]
 
     def _decoded(self, name: str) -> Any:
-        value = unpack(self._packed[_LISTS.index(name)])
+        packed = self._packed[_LISTS.index(name)]
+        value = None if name == "ids" else _even(packed, self.rows)
+        if value is None:
+            value = unpack(packed)
         where = "batch {}, tap {}".format(*self._where)
         try:
             if name == "ids":
@@ -71,7 +85,30 @@ class PackedIdentity(Identity):
             raise RecordError(error.message, hint=error.hint or DAMAGED) from error
 
 
-def _int64(values: list[Any], key: str) -> NDArray[np.int64]:
+def _even(packed: Any, rows: int) -> NDArray[Any] | None:
+    """Return a packed list of numbers that all take the same bytes; None for any other list, or a thing that is none.
+
+    Labels below 128 take one byte each, those of a regression five: such a list is an array of NumPy's already.
+    """
+    if not rows or not isinstance(packed, memoryview):
+        return None
+    head = {0xDC: 3, 0xDD: 5}.get(packed[0], 1)
+    size, rest = divmod(len(packed) - head, rows)
+    if rest or size < 1:
+        return None
+    content = np.frombuffer(packed, np.uint8, offset=head)
+    if size == 1:
+        return content.astype(np.int64) if content.max() < 0x80 else None
+    kind = _NUMBERS.get(int(content[0]))
+    if kind is None or size != 1 + np.dtype(kind).itemsize or not (content[::size] == content[0]).all():
+        return None
+    numbers = np.ndarray(rows, kind, packed, head + 1, size)
+    return numbers.astype(np.float32 if kind == ">f4" else np.int64)
+
+
+def _int64(values: Any, key: str) -> NDArray[np.int64]:
+    if isinstance(values, np.ndarray) and values.dtype == np.int64:
+        return values
     if not all_of(int, values):
         raise RecordError(f"the header's {key} are not all integers", hint=DAMAGED)
     numbers = np.empty(len(values), np.int64)
@@ -98,8 +135,8 @@ def _labels(labels: Any) -> NDArray[Any] | None:
 
     The labels of a batch without rows are int64 (0,), whatever the stream's are: an empty list has no type.
     """
-    if labels is None:
-        return None
+    if labels is None or isinstance(labels, np.ndarray):
+        return labels
     if not labels or type(labels[0]) is int:
         return _int64(labels, "labels")
     if type(labels[0]) is not list:

@@ -23,7 +23,7 @@ from featurestream.wire.layout import (
     clip,
 )  # fmt: skip
 from featurestream.wire.packed import all_of, not_msgpack, refuse_extension, unpack
-from featurestream.wire.value import number_at
+from featurestream.wire.value import aligned, number_at
 
 _NESTED: Final = frozenset([*range(0x80, 0xA0), *ARRAYS, *MAPS])
 _LONGEST_TEXT: Final = 100  # names are no longer, fingerprints and dtypes shorter
@@ -111,7 +111,7 @@ def record_of(header: dict[str, Any], payload: NDArray[np.uint8], place: tuple[s
             views=_whole(header, "views"),
             dtype=dtype,
             shape=tuple(shape),
-            payload=_aligned(payload, ITEM_BYTES.get(dtype, 1)),
+            payload=aligned(payload, ITEM_BYTES.get(dtype, 1)),
             missing=_missing(header),
             extracted_ns=_whole(header, "extracted_at"),
             extra={key: unpack(header[key]) for key in later},
@@ -182,15 +182,6 @@ def _missing(header: dict[str, Any]) -> tuple[MissingSample, ...]:
         if not isinstance(sample, list) or [*map(type, sample)] != [int, str, str]:
             raise RecordError('an entry of "missing" in the header is not [index, id, reason]', hint=DAMAGED)
     return tuple(MissingSample(*sample) for sample in missing)
-
-
-def _aligned(payload: NDArray[np.uint8], item_bytes: int) -> NDArray[np.uint8]:
-    """Return the payload itself where its numbers are aligned in memory, as our own writer leaves them; else a copy."""
-    if payload.nbytes % item_bytes or payload.view(f"u{item_bytes}").flags.aligned:
-        return payload
-    copied = payload.copy()
-    copied.flags.writeable = False
-    return copied
 
 
 def _wrong(key: str, value: object, expected: str) -> RecordError:

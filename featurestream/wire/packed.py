@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
+from numpy.typing import NDArray
 
 from featurestream.errors import RecordError
 from featurestream.wire.layout import DAMAGED
@@ -31,7 +33,7 @@ def refuse_extension(code: int, _: bytes) -> Any:
     raise RecordError(f"the header holds msgpack's extension type {code}, expected plain types", hint=DAMAGED)
 
 
-def all_of(kind: type, values: list[Any]) -> bool:
+def all_of(kind: type, values: Sequence[Any] | NDArray[Any]) -> bool:
     """Whether each value is of this very type."""
     # The fastest exact answer in Python; isinstance would take True for an int.
     return [*map(type, values)].count(kind) == len(values)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featurestream.errors import RecordError
 from featurestream.wire.layout import ARRAYS, DAMAGED, FORMAT, PREFIX, other_format
 
@@ -80,3 +83,12 @@ def _slice(data: memoryview, at: int, length: int, what: str) -> tuple[memoryvie
             f"the {what} says that it has {length} bytes, but {len(data) - at} are left in the value", hint=DAMAGED
         )
     return data[at : at + length], at + length
+
+
+def aligned(payload: NDArray[np.uint8], item_bytes: int) -> NDArray[np.uint8]:
+    """Return the payload itself where its numbers are aligned in memory, as our own writer leaves them; else a copy."""
+    if payload.nbytes % item_bytes or payload.view(f"u{item_bytes}").flags.aligned:
+        return payload
+    copied = payload.copy()
+    copied.flags.writeable = False
+    return copied
