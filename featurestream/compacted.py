@@ -9,12 +9,10 @@ from featurestream.errors import GoneError, RecordError
 from featurestream.ports import LaneReader, LogRecord, RecordSource
 
 READ_TIMEOUT_S: Final = 10.0
-QUIET_S: Final = 0.5  # after so long a look tells whether anything can come
+QUIET_S: Final = 0.25  # after so long a look tells whether anything can come
 
 
-def records_until(
-    high: int, reader: LaneReader, source: RecordSource, topic: str, offset: int
-) -> Iterator[LogRecord]:
+def records_until(high: int, reader: LaneReader, source: RecordSource, topic: str, offset: int) -> Iterator[LogRecord]:
     """Yield what lane 0 of a topic holds from ``offset``, where ``reader`` stands, to the record before ``high``.
 
     ``source`` is where the reader is from. Raises RecordError where nothing comes for 10 s.

@@ -85,8 +85,8 @@ class Lanes:
         # Where a record from before the time is left, nothing after it is gone.
         open_ended = {place: held for place, held in bounds.items() if offsets[place] <= held.low}
         begins_with = self._first_batches(open_ended)
-        for place, (low, high) in open_ended.items():
-            if begins_with[place] != place[1] if place in begins_with else low > 0:
+        for place, held in open_ended.items():
+            if begins_with[place] != place[1] if place in begins_with else held.low > 0:
                 raise self._gone("a time before what is left")
         return self._after({place: Bounds(low, max(low, offsets[place])) for place, (low, _) in bounds.items()})
 

@@ -278,9 +278,9 @@ class _Finder:
                 elif error.code() in GONE or error.code() == KafkaError._PARTITION_EOF:
                     # Beyond the end; or nothing is left there but a transaction's marker.
                     raise no_offset(*place, offset, bounds)
-                if error.code() in BROKEN:
+                elif error.code() in BROKEN:
                     raise not_unpacked(error, *place, wanted)
-                if error.code() not in NO_LANE or time.monotonic() >= until:  # else the client learns of it in time
+                elif error.code() not in NO_LANE or time.monotonic() >= until:  # else the client learns of it in time
                     doing, right = f"cannot read {place[0]}, lane {place[1]}", Right("Read", "topic", place[0])
                     raise request_failed(error, doing, self._reports.address, right)
 
