@@ -46,7 +46,9 @@ TRAINERS = 5
 EVERY_S = 0.5  # between two samples
 START_S = 300.0  # a machine that is busy with other things gets time
 COMPARED_S = 1200.0
-WARM_S = 8.0  # of each life: what a program takes while it starts is no growth
+#: Of each life, from when there was progress after it had begun: what a program takes while it starts is no growth, and
+#: one that begins while the broker is away starts when that is back.
+WARM_S = 8.0
 LIFE = 60  # batches after which the reader is closed, and goes on as another object
 FAULTS = (
     "broker SIGKILL", "broker SIGSTOP", "torn tail", "producer SIGKILL", "trainer SIGKILL", "trainer SIGSTOP",
@@ -80,7 +82,7 @@ class Watch:
         for role, pid in roles:
             with suppress(psutil.Error):
                 process = psutil.Process(pid)
-                if now - process_start(process) < WARM_S:
+                if now - self._at_work_since(process_start(process)) < WARM_S:
                     continue
                 values = {
                     "memory": process.memory_info().rss / 2**20,
@@ -89,6 +91,11 @@ class Watch:
                 }
                 self.samples.setdefault((role.split()[0], pid), []).append((now, values))
         self.progress.append((now, self._steps()))
+
+    def _at_work_since(self, begun: float) -> float:
+        """Return when somebody came further for the first time after a moment."""
+        looks = zip(self.progress, self.progress[1:], strict=False)
+        return next((at for (_, before), (at, steps) in looks if at > begun and steps > before), float("inf"))
 
     def _steps(self) -> int:
         files = [list_checkpoints(self.runs / f"E{n}" / "checkpoints")[:1] for n in range(TRAINERS)]
