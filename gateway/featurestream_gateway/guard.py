@@ -40,11 +40,14 @@ class Guard:
             return
         began = time.perf_counter()
         status, sent, whole = 0, 0, False
+        connection = self._connections.of(scope)
 
         async def counted(message: Message) -> None:
             nonlocal status, sent, whole
             if message["type"] == "http.response.start":
                 status = message["status"]
+            if connection is not None and connection.is_closing():
+                raise _GoneClientError  # the server would take the rest, and throw it away
             await self._send(scope, send, message)
             sent += len(message.get("body", b""))
             whole = message["type"] == "http.response.body" and not message.get("more_body", False)
@@ -53,6 +56,7 @@ class Guard:
             await self._answer(scope, receive, counted)
         except _GoneClientError:
             status = status or 499
+            await self._part(scope, receive)
         except Exception:
             log.exception("a request was not answered: %s %s", scope["method"], scope["path"])
             if not status:
@@ -133,6 +137,13 @@ class Guard:
         except TimeoutError:
             self._connections.cut(scope)  # else what the client does not take would stay in memory
             raise _GoneClientError from None
+
+    async def _part(self, scope: Scope, receive: Receive) -> None:
+        """Return when the server knows too that the client has gone: else it would complain of half an answer."""
+        if self._connections.of(scope) is not None:
+            self._connections.cut(scope)
+            while (await receive())["type"] != "http.disconnect":
+                pass
 
 
 def _body_too_large() -> TooLargeError:

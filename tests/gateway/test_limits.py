@@ -174,7 +174,7 @@ def test_clients_that_go_away_in_the_middle_leave_nothing_behind(big: MemoryLog)
 
 def test_lanes_stay_open_for_the_next_answer_but_not_too_many(log: MemoryLog) -> None:
     for number in range(40):
-        publish(log, make_manifest(f"s{number}", taps=("avgpool",), samples=4))
+        publish(log, make_manifest(f"s{number}", taps=("avgpool",), samples=12))
     with serving(log) as served:
         for number in range(40):
             served.json(f"/v1/streams/s{number}/records")
