@@ -7,6 +7,7 @@ import logging
 import time
 from typing import Any, Final
 
+import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featurestream_gateway.connections import Connections
@@ -54,10 +55,11 @@ class Guard:
 
         try:
             await self._answer(scope, receive, counted)
-        except _GoneClientError:
-            status = status or 499
-            await self._part(scope, receive)
-        except Exception:
+        except Exception as error:
+            if _tells_of_leaving(error):
+                status = status or 499
+                await self._part(scope, receive)
+                return
             log.exception("a request was not answered: %s %s", scope["method"], scope["path"])
             if not status:
                 await response_of(RuntimeError())(scope, receive, counted)
@@ -144,6 +146,13 @@ class Guard:
             self._connections.cut(scope)
             while (await receive())["type"] != "http.disconnect":
                 pass
+
+
+def _tells_of_leaving(error: BaseException) -> bool:
+    """Tell whether an error says only that the client has gone; the framework's tasks say so to each other."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_tells_of_leaving(one) for one in error.exceptions)
+    return isinstance(error, _GoneClientError | anyio.BrokenResourceError)
 
 
 def _body_too_large() -> TooLargeError:
