@@ -276,8 +276,11 @@ class _Finder:
                 if wanted < bounds.low < bounds.high:  # deleted, or deleted just now
                     wanted = bounds.low
                 elif error.code() in GONE or error.code() == KafkaError._PARTITION_EOF:
-                    # Beyond the end; or nothing is left there but a transaction's marker.
-                    raise no_offset(*place, offset, bounds)
+                    # Beyond the end; or nothing is left there but markers of transactions, which the client has passed.
+                    passed = error.code() == KafkaError._PARTITION_EOF and (message.offset() or 0) >= bounds.high
+                    if passed or wanted >= bounds.high or bounds.low == bounds.high or time.monotonic() >= until:
+                        raise no_offset(*place, offset, bounds)
+                    # Else the broker has just come back, and does not serve all that it has.
                 elif error.code() in BROKEN:
                     raise not_unpacked(error, *place, wanted)
                 elif error.code() not in NO_LANE or time.monotonic() >= until:  # else the client learns of it in time
