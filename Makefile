@@ -10,7 +10,7 @@ SHELL := bash
 # In the order given, whatever -j says: `make check test` ends with the last line of the tests.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all faults soak check bench fuzz audit docs clean
+.PHONY: help quickstart test test-all faults soak check bench fuzz api-check audit docs clean
 
 help: ## list what can be made
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 18
@@ -28,7 +28,7 @@ test-all: $(INSTALLED) ## run all tests and those that take minutes: every fault
 	@echo "==> test-all: pytest"
 	@$(BIN)/python -m pytest
 
-faults: $(INSTALLED) ## kill, stop, cut off and corrupt everything; one line a fault, the mutants, the soak's slopes
+faults: $(INSTALLED) ## kill, stop, cut off and corrupt everything; one line a fault, the mutants, the soak's slopes, the fuzzer
 	@echo "==> faults: every fault on real brokers, and the oracle's verdict"
 	@$(BIN)/python -m tests.faults
 
@@ -55,6 +55,10 @@ bench: $(INSTALLED) ## measure against bare loops over the same bytes, as ratios
 fuzz: $(INSTALLED) ## a million inputs against all that decodes what comes from a topic
 	@echo "==> fuzz: atheris, from the golden messages and the hostile corpus"
 	@$(BIN)/python -m tests.hostile.fuzz --runs 1000000
+
+api-check: $(INSTALLED) ## ask the gateway what its OpenAPI document allows, and much that it does not
+	@echo "==> api-check: schemathesis over the OpenAPI document"
+	@$(BIN)/python -m tests.gateway.api_check
 
 audit: $(INSTALLED) ## compare the installed packages with known advisories; needs the network
 	@echo "==> audit: pip-audit"

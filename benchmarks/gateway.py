@@ -85,9 +85,9 @@ def run(
         ],
         remarks=[
             f"Medians of {repeats} repeats in turn, the ratio with its smallest and largest; the first {SKIPPED} "
-            "batches are not counted. The gateway runs with its own limits: 16 answers at once, the others wait; who "
-            "waits longer than 5 s is sent away (429), asks again, and his time goes on. Broker, server and clients "
-            "share the machine.",
+            "batches are not counted. The gateway runs with its own limits: 16 answers at once, which hold 128 MB "
+            "together, the others wait; who waits longer than 5 s is sent away (429), asks again, and his time goes "
+            "on. Broker, server and clients share the machine.",
             "The bare server and the original hold what they send in memory; the gateway reads it from Kafka. The "
             "original is the design of the feature server that the gateway takes the place of, written for this "
             "benchmark: Flask's own threaded server, over a deque of nested lists in its process, as JSON.",

@@ -47,13 +47,13 @@ def running(target: Callable[..., None], *arguments: Any) -> Iterator[Server]:
 
 def gateway(pipe: Connection, bootstrap_servers: str) -> None:
     """Serve a cluster's streams as ``featurectl gateway`` does, with its limits."""
-    from featurectl.gateway import programs
+    from featurectl.gateway import LOG, programs
     from featurestream.cluster import Cluster
     from featurestream.kafka import KafkaLog
     from featurestream_gateway.serve import serve
     from featurestream_gateway.settings import GatewaySettings
 
-    with KafkaLog(Cluster(bootstrap_servers)) as log:
+    with KafkaLog(Cluster(bootstrap_servers), **LOG) as log:
         serve(
             GatewaySettings(port=0),
             log,

@@ -33,6 +33,7 @@ def fork(
     as_json: options.Json = False,
 ) -> None:
     """Go on from a checkpoint of another run with something changed. The same command goes on with the fork itself."""
+    from featurectl.sprites import pictures_on
     from featurectl.train import print_result
     from featurestream_consumer.config import parse_arguments
     from featurestream_consumer.fork import check_fork
@@ -45,7 +46,8 @@ def fork(
     try:
         with options.open_log(bootstrap_servers, kafka_config) as log:
             result = run_fork(
-                run, log, name=name, changes=changes, at=at, runs=runs, say=options.say, progress=True
+                run, log, name=name, changes=changes, at=at, runs=runs, say=options.say, progress=True,
+                pictures=pictures_on(log),
             )  # fmt: skip
     except KeyboardInterrupt:
         options.say(f"stopped; what was learnt up to the last checkpoint is in {folder}: the same command goes on")

@@ -16,9 +16,14 @@ if TYPE_CHECKING:
     from featurestream_gateway.programs import Comparison, Picture, Programs
 
 
-#: A lane reads ahead for an answer that may never be asked for: little, because there are many.
-LANE_KBYTES: Final = 1024
-STALL_S: Final = 10.0  # whoever waits for an answer is told soon that Kafka is away
+#: How a gateway's log is opened.
+LOG: Final[dict[str, Any]] = {
+    "client_id": "featurestream-gateway",
+    # A lane reads ahead for an answer that may never be asked for: little, because there are many.
+    "queue_kbytes": 1024,
+    # Whoever waits for an answer is told soon that Kafka is away.
+    "stall_s": 10.0,
+}
 
 
 def gateway(
@@ -41,6 +46,16 @@ def gateway(
     max_mb: Annotated[
         int, typer.Option(min=1, max=1024, help="Megabytes an answer at most.", rich_help_panel="Limits")
     ] = 16,
+    memory_mb: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=1_048_576,
+            help="Megabytes that all answers hold together while they are made and sent; others wait. Without it 8 "
+            "times --max-mb.",
+            rich_help_panel="Limits",
+        ),
+    ] = None,
     readers: Annotated[
         int, typer.Option(min=1, help="Answers that are read or sent at once.", rich_help_panel="Limits")
     ] = 16,
@@ -70,12 +85,12 @@ def gateway(
         stream=stream,
         max_rows=max_rows,
         max_bytes=max_mb * 2**20,
+        memory_bytes=None if memory_mb is None else memory_mb * 2**20,
         readers=readers,
         listeners=listeners,
         idle_s=idle,
     )
-    limits: dict[str, Any] = {"client_id": "featurestream-gateway", "queue_kbytes": LANE_KBYTES, "stall_s": STALL_S}
-    with options.open_log(bootstrap_servers, kafka_config, **limits) as log:
+    with options.open_log(bootstrap_servers, kafka_config, **LOG) as log:
         serve(settings, log, programs(), on_listening=lambda url: options.say(Line(f"gateway: {url}", url=url)))
 
 

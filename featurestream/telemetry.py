@@ -216,6 +216,9 @@ GATEWAY_ROWS: Final = Metric(
 GATEWAY_READERS: Final = Metric(
     "featurestream_gateway_readers", "gauge", "answers", (), "Answers that are being read or sent."
 )
+GATEWAY_HELD: Final = Metric(
+    "featurestream_gateway_held_bytes", "gauge", "bytes", (), "What answers hold together while they are made and sent."
+)
 GATEWAY_LISTENERS: Final = Metric(
     "featurestream_gateway_listeners", "gauge", "connections", (), "Live connections without features."
 )
@@ -227,8 +230,8 @@ GATEWAY_CONNECTIONS: Final = Metric(
 )
 
 GATEWAY: Final = (
-    GATEWAY_REQUESTS, GATEWAY_SECONDS, GATEWAY_BYTES, GATEWAY_ROWS, GATEWAY_READERS, GATEWAY_LISTENERS, GATEWAY_LANES,
-    GATEWAY_CONNECTIONS,
+    GATEWAY_REQUESTS, GATEWAY_SECONDS, GATEWAY_BYTES, GATEWAY_ROWS, GATEWAY_READERS, GATEWAY_HELD, GATEWAY_LISTENERS,
+    GATEWAY_LANES, GATEWAY_CONNECTIONS,
 )  # fmt: skip
 
 # ---- the exporter -----------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from featurestream_consumer.files import cannot_write, sync_folder
 from featurestream_consumer.fork_state import ForkState, Lengths, fork_state
 from featurestream_consumer.label_check import check_labels, labelled_samples, relabelled_as_recorded
 from featurestream_consumer.labels import open_labels
+from featurestream_consumer.reporters.ending import Pictures
 from featurestream_consumer.run import train
 from featurestream_consumer.runs import (
     RECORD_NAME,
@@ -112,6 +113,7 @@ def fork(
     runs: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
     progress: bool = False,
+    pictures: Pictures | None = None,
 ) -> Result:
     """Fork the run in the folder ``parent`` and train the fork to its end, or go on with it where it is there.
 
@@ -120,7 +122,7 @@ def fork(
     fork; one in which nothing is changed ends with its parent's (bit for bit on the CPU).
     """
     config = begin_fork(parent, log, name=name, changes=changes, at=at, runs=runs, say=say)
-    return train(config, log, resume=True, say=say, progress=progress)
+    return train(config, log, resume=True, say=say, progress=progress, pictures=pictures)
 
 
 def begin_fork(

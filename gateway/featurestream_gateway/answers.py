@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from featurestream_gateway.formats import MEDIA_TYPES, Format, json_bytes, place_text
+from featurestream_gateway.formats import MEDIA_TYPES, Bytes, Format, json_bytes, place_text
 from featurestream_gateway.ranges import Piece
 from featurestream_gateway.turns import Turn
 
@@ -27,26 +27,32 @@ class JsonAnswer(JSONResponse):
 
 
 class PartsAnswer(Response):
-    """A body in parts, sent in slices; the turn that was taken for it ends when it is sent, or cannot be."""
+    """A body in parts, sent in slices, each part forgotten when it is sent.
 
-    def __init__(self, parts: list[bytes], media_type: str, headers: Mapping[str, str], turn: Turn) -> None:
+    The turn that was taken for the answer holds what is left of it, and ends when it is sent, or cannot be.
+    """
+
+    def __init__(self, parts: Sequence[Bytes], media_type: str, headers: Mapping[str, str], turn: Turn) -> None:
         super().__init__(None, 200, headers, media_type)
-        self.headers["Content-Length"] = str(sum(map(len, parts)))
-        self._parts = parts
+        self._left = sum(map(len, parts))
+        self.headers["Content-Length"] = str(self._left)
+        self._parts = list(reversed(parts))
         self._turn = turn
+        turn.keep(self._left)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send the answer."""
         with self._turn:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             parts = self._parts
-            parts.reverse()
             while parts:
                 part = memoryview(parts.pop())
                 for first in range(0, len(part), SLICE_BYTES):
                     more = bool(parts) or first + SLICE_BYTES < len(part)
                     slice_ = bytes(part[first : first + SLICE_BYTES])
                     await send({"type": "http.response.body", "body": slice_, "more_body": more})
+                self._left -= len(part)
+                self._turn.keep(self._left)
 
 
 def piece_headers(piece: Piece, form: Format, request: Request) -> dict[str, str]:
@@ -71,6 +77,6 @@ def piece_headers(piece: Piece, form: Format, request: Request) -> dict[str, str
     return headers
 
 
-def piece_answer(piece: Piece, parts: list[bytes], form: Format, request: Request, turn: Turn) -> PartsAnswer:
+def piece_answer(piece: Piece, parts: Sequence[Bytes], form: Format, request: Request, turn: Turn) -> PartsAnswer:
     """Return the answer with the rows of a piece."""
     return PartsAnswer(parts, MEDIA_TYPES[form], piece_headers(piece, form, request), turn)

@@ -28,10 +28,14 @@ class Connections:
         if client is not None:
             self._open.pop(client, None)
 
+    def of(self, scope: MutableMapping[str, Any]) -> asyncio.Transport | None:
+        """Return a request's connection; None where it has none, as in a process without a server."""
+        client = scope.get("client")
+        return None if client is None else self._open.get((client[0], client[1]))
+
     def cut(self, scope: MutableMapping[str, Any]) -> None:
         """End a request's connection at once, with what was not sent yet."""
-        client = scope.get("client")
-        transport = None if client is None else self._open.get((client[0], client[1]))
+        transport = self.of(scope)
         if transport is not None:
             transport.abort()
 

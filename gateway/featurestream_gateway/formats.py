@@ -19,10 +19,11 @@ from featurestream.ports import LogRecord
 from featurestream.position import Position
 from featurestream.record import ITEM_BYTES, Record
 from featurestream.wire import open_record
-from featurestream_gateway.ranges import BatchPiece, Piece
+from featurestream_gateway.ranges import BatchPiece, Piece, Range
 from featurestream_gateway.readings import Size
 
 Format = Literal["json", "msgpack", "npy"]
+Bytes = bytes | memoryview
 
 MEDIA_TYPES: Final[dict[Format, str]] = {
     "json": "application/json",
@@ -41,6 +42,9 @@ _ROW_NPY: Final = 64
 _ENTRY: Final = 24  # msgpack around a record: an array, a time, the length of a bin
 _ESCAPED: Final = 6  # characters that one of an id may become in JSON
 _UCS4: Final = 4  # bytes of a character in NumPy
+_ID: Final = 128  # bytes that an id hardly ever exceeds
+_TAPS_1_0: Final = 100  # the header of a .npy of version 1.0 has at most 65,535 bytes
+_NUMBERS_AT_ONCE: Final = 16_384  # as Python's own they take 32 bytes each: only for a moment, so many
 
 
 def choose_format(asked: str | None, accept: str | None) -> Format:
@@ -57,19 +61,42 @@ def choose_format(asked: str | None, accept: str | None) -> Format:
 
 def size_of(form: Format, manifest: Manifest, taps: Sequence[str]) -> Size:
     """Return how many bytes batches take in a format, at most."""
+    if form == "msgpack":
+        return lambda records, _rows: (sum(len(record.value or b"") + _ENTRY for record in records), 0)
+    each = _row_size(form, manifest, taps)
+    if form == "npy":
+        return _NpySize(each)
+    # What is no feature in a record is ids, mostly.
+    first = row_bytes(manifest.dtype, manifest.tap(taps[0]).shape)
+    return lambda records, rows: (_ESCAPED * max(len(records[0].value or b"") - rows * first, 0), each)
+
+
+def room_of(form: Format, wanted: Range, rows: int, most_bytes: int) -> int:
+    """Return the bytes that an answer with so many rows of a range takes at most while it is made.
+
+    ``most_bytes``: of an answer. Ids of more than 128 bytes are not thought of.
+    """
+    layout = wanted.manifest.layout
+    batch_rows = layout.batch_samples * layout.views
+    if wanted.stop is not None:
+        rows = min(rows, (wanted.stop.batch + 1 - wanted.begin.batch) * batch_rows)
+    if form == "msgpack":  # whole records, as they are
+        rows = (rows // batch_rows + 2) * batch_rows
+    size = min(rows * (_row_size(form, wanted.manifest, wanted.taps) + _ID), most_bytes)
+    return size if form == "msgpack" else 2 * size  # beside the records that it is made of
+
+
+def _row_size(form: Format, manifest: Manifest, taps: Sequence[str]) -> int:
+    """Return how many bytes a row takes at most, without its id."""
     facts = [manifest.tap(tap) for tap in taps]
     numbers = sum(tap.numbers for tap in facts)
     labels = manifest.data.label_values
     if form == "msgpack":
-        return lambda records, _rows: (sum(len(record.value or b"") + _ENTRY for record in records), 0)
-    first = row_bytes(manifest.dtype, facts[0].shape)
+        return numbers * ITEM_BYTES[manifest.dtype] + 16 * len(taps) * (labels + 1)
     if form == "npy":
-        each = numbers * (4 if manifest.dtype == "bfloat16" else ITEM_BYTES[manifest.dtype])
-        return _NpySize(each + 8 * labels + _ROW_NPY)
-    each = numbers * _DIGITS[manifest.dtype] + 32 * labels + _ROW_JSON
-    each += sum(2 * tap.numbers // tap.shape[-1] for tap in facts if len(tap.shape) > 1)  # nested brackets
-    # What is no feature in a record is ids, mostly.
-    return lambda records, rows: (_ESCAPED * max(len(records[0].value or b"") - rows * first, 0), each)
+        return numbers * (4 if manifest.dtype == "bfloat16" else ITEM_BYTES[manifest.dtype]) + 8 * labels + _ROW_NPY
+    brackets = sum(2 * tap.numbers // tap.shape[-1] for tap in facts if len(tap.shape) > 1)
+    return numbers * _DIGITS[manifest.dtype] + 32 * labels + _ROW_JSON + brackets
 
 
 class _NpySize:
@@ -89,16 +116,16 @@ class _NpySize:
         return wider, self._each + _UCS4 * width
 
 
-def encode(form: Format, piece: Piece) -> list[bytes]:
-    """Return an answer's body in parts."""
+def encode(form: Format, piece: Piece) -> list[Bytes]:
+    """Return an answer's body in parts, none of which is larger than a batch."""
     if form == "msgpack":
         return list(_msgpack(piece))
     if form == "npy":
-        return [_npy(piece)]
-    return [json_bytes(rows_json(piece))]
+        return list(_npy(piece))
+    return list(_json(piece))
 
 
-def json_bytes(facts: Mapping[str, Any]) -> bytes:
+def json_bytes(facts: Any) -> bytes:
     """Return JSON values as compact UTF-8. Numbers that are not finite become null."""
     try:
         text = json.dumps(facts, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
@@ -122,30 +149,51 @@ def place_text(place: Position) -> str:
     return f"{place.batch}:{place.row}"
 
 
-def rows_json(piece: Piece) -> dict[str, Any]:
-    """Return an answer as JSON values."""
+def _json(piece: Piece) -> Iterator[bytes]:
     wanted = piece.range
-    rows: list[dict[str, Any]] = []
     missing: list[dict[str, Any]] = []
-    for batch in piece.batches:
-        records = open_records(batch, wanted.taps)
-        rows.extend(_rows(batch, records))
-        if not batch.first:
-            missing += [
-                {"batch": batch.number, "index": one.index, "id": one.id, "reason": one.reason}
-                for one in records[0].missing
-            ]
-    return {
+    head = {
         "stream": wanted.manifest.stream,
         "fingerprint": wanted.manifest.fingerprint,
         "taps": list(wanted.taps),
         "from": place_json(wanted.begin),
         "until": place_json(piece.until),
-        "rows": rows,
-        "missing": missing,
-        "more": piece.more,
-        "next": piece.next,
     }
+    yield json_bytes(head)[:-1] + b',"rows":['
+    between = b""
+    for batch in piece.batches:
+        records = open_records(batch, wanted.taps)
+        for some in _some_rows(batch, wanted):
+            yield between + json_bytes(list(_rows(batch, records, some)))[1:-1]
+            between = b","
+        if not batch.first:
+            missing += [
+                {"batch": batch.number, "index": one.index, "id": one.id, "reason": one.reason}
+                for one in records[0].missing
+            ]
+    yield b"]," + json_bytes({"missing": missing, "more": piece.more, "next": piece.next})[1:]
+
+
+def entry_json(batch: BatchPiece, wanted: Range) -> Iterator[bytes]:
+    """Yield, in parts, a batch as the original had it: a JSON object with the rows of each tap."""
+    before = b"{"
+    for record in open_records(batch, wanted.taps):
+        yield before + json_bytes(record.tap) + b":["
+        between = b""
+        for some in _some_rows(batch, wanted):
+            yield between + json_bytes(record.numpy()[some].tolist())[1:-1]
+            between = b","
+        yield b"]"
+        before = b","
+    yield b"}"
+
+
+def _some_rows(batch: BatchPiece, wanted: Range) -> Iterator[slice]:
+    """Yield the rows of a piece of a batch, as many at a time as Python can well have as its own numbers."""
+    numbers = sum(wanted.manifest.tap(tap).numbers for tap in wanted.taps)
+    at_once = max(_NUMBERS_AT_ONCE // (numbers + 16), 1)
+    for first in range(batch.first, batch.last, at_once):
+        yield slice(first, min(first + at_once, batch.last))
 
 
 def open_records(batch: BatchPiece, taps: Sequence[str]) -> list[Record]:
@@ -171,9 +219,8 @@ def _opened(raw: LogRecord) -> Record:
         raise error.at(raw.topic, raw.lane, raw.offset) from error
 
 
-def _rows(batch: BatchPiece, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+def _rows(batch: BatchPiece, records: Sequence[Record], part: slice) -> Iterator[dict[str, Any]]:
     head = records[0]
-    part = slice(batch.first, batch.last)
     appended = time_json(min(raw.timestamp_ms for raw in batch.records))
     extracted = time_json(head.extracted_ns // 1_000_000)
     features = {record.tap: record.numpy()[part].tolist() for record in records}
@@ -182,7 +229,7 @@ def _rows(batch: BatchPiece, records: Sequence[Record]) -> Iterator[dict[str, An
     for place in range(len(ids)):
         yield {
             "batch": batch.number,
-            "row": batch.first + place,
+            "row": part.start + place,
             "pass": head.pass_number,
             "index": indices[place],
             "id": ids[place],
@@ -203,26 +250,30 @@ def _msgpack(piece: Piece) -> Iterator[bytes]:
         yield value
 
 
-def _npy(piece: Piece) -> bytes:
+def _npy(piece: Piece) -> Iterator[Bytes]:
     taps = piece.range.taps
     opened = [(batch, open_records(batch, taps)) for batch in piece.batches]
-    array = np.empty(piece.rows, _npy_dtype(piece, [records[0] for _, records in opened]))
-    at = 0
+    dtype = _npy_dtype(piece, [records[0] for _, records in opened])
+    file = io.BytesIO()
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (piece.rows,)}
+    if len(taps) < _TAPS_1_0:
+        np.lib.format.write_array_header_1_0(file, header)
+    else:
+        np.lib.format.write_array_header_2_0(file, header)
+    yield file.getvalue()
     for batch, records in opened:
         head, part = records[0], slice(batch.first, batch.last)
-        into = array[at : at + batch.last - batch.first]
-        at += len(into)
+        into = np.empty(batch.last - batch.first, dtype)
         into["batch"], into["row"] = batch.number, np.arange(batch.first, batch.last)
         into["pass"], into["index"], into["id"] = head.pass_number, head.indices[part], head.ids[part]
-        if head.labels is not None and "label" in (array.dtype.names or ()):
+        if head.labels is not None and "label" in (dtype.names or ()):
             into["label"] = head.labels[part]
         into["appended_ms"] = min(raw.timestamp_ms for raw in batch.records)
         into["extracted_ms"] = head.extracted_ns // 1_000_000
         for record in records:
             into["features"][record.tap] = record.numpy()[part]
-    file = io.BytesIO()
-    np.lib.format.write_array(file, array, allow_pickle=False)
-    return file.getvalue()
+        if into.size:
+            yield into.view(np.uint8).data
 
 
 def _npy_dtype(piece: Piece, heads: Sequence[Record]) -> np.dtype[Any]:

@@ -13,11 +13,11 @@ from featurestream.errors import StreamNotFoundError, UsageError
 from featurestream.experiments import find_experiment
 from featurestream.manifest_topic import list_streams
 from featurestream.ports import Log
-from featurestream.telemetry import GATEWAY_LANES, GATEWAY_LISTENERS, GATEWAY_READERS
+from featurestream.telemetry import GATEWAY_HELD, GATEWAY_LANES, GATEWAY_LISTENERS, GATEWAY_READERS
 from featurestream_gateway.answers import PartsAnswer, piece_answer
 from featurestream_gateway.catalogue import Catalogue, Edges
 from featurestream_gateway.experiments import Experiments, Known
-from featurestream_gateway.formats import Format, encode, size_of
+from featurestream_gateway.formats import Bytes, Format, encode, room_of, size_of
 from featurestream_gateway.lane_readings import LaneReadings
 from featurestream_gateway.looks import Looks
 from featurestream_gateway.meters import Meters
@@ -25,12 +25,13 @@ from featurestream_gateway.overview import Rates, Streams, look_at_streams
 from featurestream_gateway.problems import RefusedError
 from featurestream_gateway.programs import Committed, Comparison, Programs, Report
 from featurestream_gateway.ranges import Piece, Range
-from featurestream_gateway.readings import Limit, Readings
+from featurestream_gateway.readings import Limit, Readings, is_short
 from featurestream_gateway.settings import GatewaySettings
-from featurestream_gateway.turns import Turns
+from featurestream_gateway.turns import Turn, Turns
 from featurestream_gateway.workers import Workers
 
 WORKERS: Final = 8  # threads that wait for Kafka: more would only wait for Python's lock
+LANE_BYTES: Final = 2 * 2**20  # of an open lane: a megabyte that was read ahead, and one that is being fetched
 REPORT_S: Final = 1.0  # how old what is shown of streams and experiments may be
 EDGE_S: Final = 0.25  # how often the end of a stream is looked at for those who wait there
 COMPARISON_S: Final = 60.0  # a comparison of experiments that have said nothing new
@@ -50,11 +51,12 @@ class Gateway:
         self.catalogue = Catalogue(log)
         self.readings = Readings(self.catalogue)
         self.lanes = LaneReadings(log)
-        self.readers = Turns(settings.readers, "readers", wait_s=settings.turn_s)
+        self.readers = Turns(settings.readers, "readers", wait_s=settings.turn_s, most_bytes=settings.memory)
         self.listeners = Turns(settings.listeners, "live connections", wait_s=0.05)
         self._experiments = Experiments(self.catalogue)
         self._rates = Rates()
         meters.watch(GATEWAY_READERS, lambda: self.readers.taken)
+        meters.watch(GATEWAY_HELD, lambda: self.readers.held_bytes)
         meters.watch(GATEWAY_LISTENERS, lambda: self.listeners.taken)
         meters.watch(GATEWAY_LANES, lambda: self.readings.idle_lanes + self.lanes.idle_lanes)
 
@@ -176,13 +178,19 @@ class Gateway:
 
     # ---- rows -------------------------------------------------------------------------------------------------------
 
-    async def read(self, wanted: Range, form: Format, *, rows: int | None = None) -> tuple[Piece, list[bytes]]:
-        """Return what is complete of a range, as much as one answer may hold, and its body."""
+    async def read(
+        self, wanted: Range, form: Format, turn: Turn, *, rows: int | None = None
+    ) -> tuple[Piece, list[Bytes]]:
+        """Return what is complete of a range, as much as one answer may hold, and its body; wait for room first."""
         settings = self.settings
+        size = size_of(form, wanted.manifest, wanted.taps)
+        limit = Limit(rows or settings.max_rows, settings.max_bytes, exact=rows is not None, size=size)
+        room = room_of(form, wanted, limit.rows, limit.bytes)
+        if not is_short(wanted, limit):
+            room += wanted.manifest.layout.lanes * len(wanted.taps) * LANE_BYTES
+        await turn.hold(room)
 
-        def read() -> tuple[Piece, list[bytes]]:
-            size = size_of(form, wanted.manifest, wanted.taps)
-            limit = Limit(rows or settings.max_rows, settings.max_bytes, exact=rows is not None, size=size)
+        def read() -> tuple[Piece, list[Bytes]]:
             piece = self.readings.read(wanted, limit)
             return piece, encode(form, piece)
 
@@ -200,7 +208,7 @@ class Gateway:
         turn = await self.readers.take()
         try:
             wanted = await self.workers.run(find)
-            piece, parts = await self.read(wanted, form, rows=rows)
+            piece, parts = await self.read(wanted, form, turn, rows=rows)
             if wait_s and piece.more == "later" and not piece.rows:
                 turn.end()  # who waits reads nothing
                 try:
@@ -209,7 +217,7 @@ class Gateway:
                 except TimeoutError:
                     pass
                 turn = await self.readers.take()
-                piece, parts = await self.read(wanted, form, rows=rows)
+                piece, parts = await self.read(wanted, form, turn, rows=rows)
             return piece_answer(piece, parts, form, request, turn)
         except BaseException:
             turn.end()

@@ -7,6 +7,7 @@ import logging
 import time
 from typing import Any, Final
 
+import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featurestream_gateway.connections import Connections
@@ -40,20 +41,25 @@ class Guard:
             return
         began = time.perf_counter()
         status, sent, whole = 0, 0, False
+        connection = self._connections.of(scope)
 
         async def counted(message: Message) -> None:
             nonlocal status, sent, whole
             if message["type"] == "http.response.start":
                 status = message["status"]
+            if connection is not None and connection.is_closing():
+                raise _GoneClientError  # the server would take the rest, and throw it away
             await self._send(scope, send, message)
             sent += len(message.get("body", b""))
             whole = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
             await self._answer(scope, receive, counted)
-        except _GoneClientError:
-            status = status or 499
-        except Exception:
+        except Exception as error:
+            if _tells_of_leaving(error):
+                status = status or 499
+                await self._part(scope, receive)
+                return
             log.exception("a request was not answered: %s %s", scope["method"], scope["path"])
             if not status:
                 await response_of(RuntimeError())(scope, receive, counted)
@@ -133,6 +139,20 @@ class Guard:
         except TimeoutError:
             self._connections.cut(scope)  # else what the client does not take would stay in memory
             raise _GoneClientError from None
+
+    async def _part(self, scope: Scope, receive: Receive) -> None:
+        """Return when the server knows too that the client has gone: else it would complain of half an answer."""
+        if self._connections.of(scope) is not None:
+            self._connections.cut(scope)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+
+def _tells_of_leaving(error: BaseException) -> bool:
+    """Tell whether an error says only that the client has gone; the framework's tasks say so to each other."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_tells_of_leaving(one) for one in error.exceptions)
+    return isinstance(error, _GoneClientError | anyio.BrokenResourceError)
 
 
 def _body_too_large() -> TooLargeError:

@@ -15,13 +15,14 @@ from featurestream.identity import MAX_NUMBER
 from featurestream.names import TAP_NAME, tap_topic
 from featurestream.ports import LogRecord
 from featurestream_gateway.answers import JsonAnswer, PartsAnswer
-from featurestream_gateway.gateway import EDGE_S, Gateway, split_taps
+from featurestream_gateway.gateway import EDGE_S, LANE_BYTES, Gateway, split_taps
 from featurestream_gateway.parameters import WAIT_S, NoQuery, Parameters, Stream
 from featurestream_gateway.problems import RefusedError
 from featurestream_gateway.wanted import current
 
 T = TypeVar("T")
 
+RECORD_BYTES: Final = 2**20  # what a broker's stock limits let through
 MOST_LANE: Final = 2**31 - 1  # Kafka's numbers of partitions
 MOST_TIME_MS: Final = 253_370_764_799_000  # the year 9999
 
@@ -124,6 +125,7 @@ async def record(
     topic = tap_topic(stream, tap)
     turn = await gateway.readers.take()
     try:
+        await turn.hold(RECORD_BYTES)
         found = await _of(gateway, stream, lambda: gateway.lanes.source.record_at(topic, lane, asked.offset))
         return PartsAnswer(pack_records([found]), MEDIA_TYPE, {"Cache-Control": "no-store"}, turn)
     except BaseException:
@@ -144,11 +146,13 @@ async def records(
 
     turn = await gateway.readers.take()
     try:
+        await turn.hold(most + RECORD_BYTES + LANE_BYTES)
         found = await _of(gateway, stream, read)
         if not found and asked.wait:
             turn.end()  # who waits reads nothing
             await _beyond(gateway, topic, lane, asked.offset, asked.wait)
             turn = await gateway.readers.take()
+            await turn.hold(most + RECORD_BYTES + LANE_BYTES)
             found = await _of(gateway, stream, read)
         return PartsAnswer(pack_records(found), MEDIA_TYPE, {"Cache-Control": "no-store"}, turn)
     except BaseException:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from fastapi.sse import ServerSentEvent
@@ -17,10 +18,10 @@ from featurestream.position import Position
 from featurestream.seek import batch_of
 from featurestream.wire import parse_headers
 from featurestream_gateway.catalogue import Catalogue
-from featurestream_gateway.formats import json_bytes, rows_json, size_of, time_json
+from featurestream_gateway.formats import encode, json_bytes, size_of, time_json
 from featurestream_gateway.gateway import Gateway
 from featurestream_gateway.problems import RefusedError, TooLargeError, problem_of
-from featurestream_gateway.ranges import Range
+from featurestream_gateway.ranges import More, Range
 from featurestream_gateway.readings import Limit
 
 
@@ -42,9 +43,8 @@ async def batches(gateway: Gateway, wanted: Range, *, features: bool) -> AsyncIt
             following = Position(at.batch + 1)
             cursor = None if wanted.is_over(following) else wanted.cursor(following).text()
             if features:
-                facts = await gateway.workers.run(functools.partial(_rows, gateway, part))
-                more = "never" if cursor is None else "now"
-                yield event("rows", facts | {"more": more, "next": cursor}, cursor)
+                text = await gateway.workers.run(functools.partial(_rows, gateway, part, wanted))
+                yield ServerSentEvent(event="rows", raw_data=text, id=cursor)
             else:
                 facts = await gateway.workers.run(functools.partial(_facts, gateway.catalogue, part))
                 yield event("batch", facts | {"next": cursor}, cursor)
@@ -78,8 +78,8 @@ def _one_batch(wanted: Range, at: Position) -> Position:
     return following if wanted.stop is None else min(following, wanted.stop)
 
 
-def _rows(gateway: Gateway, part: Range) -> dict[str, Any]:
-    """Return a batch with its features, as the answer with rows has it."""
+def _rows(gateway: Gateway, part: Range, wanted: Range) -> str:
+    """Return a batch of a range with its features, as the answer with rows has it."""
     settings = gateway.settings
     size = size_of("json", part.manifest, part.taps)
     limit = Limit(settings.max_rows, settings.max_bytes, exact=False, size=size)
@@ -89,7 +89,9 @@ def _rows(gateway: Gateway, part: Range) -> dict[str, Any]:
             f"batch {part.begin.batch} takes more than an answer may have",
             hint="name fewer taps, or leave features out and read the rows with next",
         )
-    return rows_json(piece)
+    more: More = "never" if wanted.is_over(piece.until) else "now"
+    whole = Range(wanted.manifest, wanted.taps, part.begin, wanted.stop)
+    return b"".join(encode("json", replace(piece, range=whole, more=more))).decode()
 
 
 def _facts(catalogue: Catalogue, part: Range) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from starlette.responses import Response
 from featurestream.errors import GoneError, UsageError
 from featurestream.position import Position
 from featurestream_gateway import models
-from featurestream_gateway.answers import JsonAnswer
-from featurestream_gateway.formats import choose_format, open_records, size_of
+from featurestream_gateway.answers import PartsAnswer
+from featurestream_gateway.formats import MEDIA_TYPES, Bytes, choose_format, entry_json, json_bytes, size_of
 from featurestream_gateway.gateway import Gateway, split_taps
 from featurestream_gateway.parameters import AfterQuery, DataQuery
 from featurestream_gateway.problems import TooLargeError
-from featurestream_gateway.ranges import Piece, Range, choose_taps, continue_range, find_range
+from featurestream_gateway.ranges import Range, choose_taps, continue_range, find_range
 from featurestream_gateway.readings import Limit
 from featurestream_gateway.record_paths import ROWS, check_rows
 from featurestream_gateway.wanted import current
@@ -71,8 +71,14 @@ async def _answer(gateway: Gateway, asked: DataQuery, request: Request, later_ms
         form = choose_format(asked.format, request.headers.get("accept"))
         return await gateway.answer(find, form, request, rows=asked.n)
     _refuse_with(asked, "compat=1", "n", "format")
-    with await gateway.readers.take():
-        return JsonAnswer(await gateway.workers.run(lambda: _original(gateway, _left(find), oldest=later_ms is None)))
+    turn = await gateway.readers.take()
+    try:
+        await turn.hold(2 * gateway.settings.max_bytes)
+        parts = await gateway.workers.run(lambda: _original(gateway, _left(find), oldest=later_ms is None))
+        return PartsAnswer(parts, MEDIA_TYPES["json"], {}, turn)
+    except BaseException:
+        turn.end()
+        raise
 
 
 def _refuse_with(asked: DataQuery, what: str, *names: str) -> None:
@@ -95,8 +101,8 @@ def _first_batch(wanted: Range) -> Range:
     return Range(wanted.manifest, wanted.taps, wanted.begin, max(stop, wanted.begin))
 
 
-def _original(gateway: Gateway, wanted: Range, *, oldest: bool) -> dict[str, Any]:
-    """Return what the original answered: the number of entries left, and entries without labels, ids and times.
+def _original(gateway: Gateway, wanted: Range, *, oldest: bool) -> list[Bytes]:
+    """Return what the original answered, in parts: the number of entries left, and those without labels, ids and times.
 
     An entry is a batch. Of those after a time the first one is left out, as there.
     """
@@ -114,10 +120,12 @@ def _original(gateway: Gateway, wanted: Range, *, oldest: bool) -> dict[str, Any
             hint="leave compat out and go on with next, or name one tap",
             max_rows=piece.rows,
         )
-    entries = _entries(piece)
-    return {"len": left, "z": (entries[0] if entries else EMPTY) if oldest else entries}
-
-
-def _entries(piece: Piece) -> list[dict[str, Any]]:
-    taps = piece.range.taps
-    return [{record.tap: record.numpy().tolist() for record in open_records(batch, taps)} for batch in piece.batches]
+    parts: list[Bytes] = [json_bytes({"len": left})[:-1] + b',"z":']
+    if oldest:
+        parts += entry_json(piece.batches[0], piece.range) if piece.batches else [json_bytes(EMPTY)]
+        return [*parts, b"}"]
+    between = b"["
+    for batch in piece.batches:
+        parts += [between, *entry_json(batch, piece.range)]
+        between = b","
+    return [*parts, b"]}" if piece.batches else b"[]}"]

@@ -9,16 +9,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from featurestream.errors import FeatureStreamError, FingerprintError
+from featurestream.errors import FingerprintError
 from featurestream.merge import LaneMerge
 from featurestream.ports import LogRecord
+from featurestream.seek import Lanes
 from featurestream.wire import parse_headers
 from featurestream_gateway.catalogue import Catalogue
+from featurestream_gateway.look_ups import LookUps
 from featurestream_gateway.problems import RefusedError, TooLargeError
 from featurestream_gateway.ranges import BatchPiece, Piece, Range
 
 IDLE_S: Final = 30.0  # how long lanes stay open for a client that may come back
 IDLE_LANES: Final = 32  # lanes that are open and idle, over all streams: each holds some megabytes
+SHORT: Final = 4  # batches that are looked up: as many lanes would have to be opened, which takes longer
 FAR: Final = 4  # records of a lane that are passed over rather than opening it anew
 
 
@@ -37,6 +40,23 @@ class Limit:
     bytes: int
     exact: bool
     size: Size
+
+
+class _Batches(Protocol):
+    def get(self, number: int) -> tuple[LogRecord, ...]:
+        """Return a batch's records; numbers grow, but the last batch may be asked for again."""
+
+
+class _LookedUp:
+    """The batches of a range, looked up one by one."""
+
+    def __init__(self, look_ups: LookUps, lanes: Lanes, wanted: Range) -> None:
+        self._look_ups = look_ups
+        self._lanes = lanes
+        self._wanted = wanted
+
+    def get(self, number: int) -> tuple[LogRecord, ...]:
+        return self._look_ups.batch(self._wanted.manifest, self._lanes, self._wanted.taps, number)
 
 
 class _Session:
@@ -79,6 +99,7 @@ class Readings:
 
     def __init__(self, catalogue: Catalogue, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._catalogue = catalogue
+        self._look_ups = LookUps(catalogue.log)
         self._clock = clock
         self._lock = threading.Lock()
         self._idle: list[_Session] = []
@@ -100,24 +121,17 @@ class Readings:
         begin = wanted.begin
         if begin.batch >= edges.next_missing or wanted.is_over(begin):
             return Piece(wanted, (), begin, "never" if wanted.is_over(begin) else "later")
-        session = self._take(wanted)
         try:
-            batches = self._batches(session, wanted, edges.next_missing, limit)
-        except FeatureStreamError as error:
-            if isinstance(error, TooLargeError):
-                self._give(session)
+            session = self._take(wanted)
+            if session is None and is_short(wanted, limit):
+                lanes = self._catalogue.lanes(wanted.manifest, wanted.taps)
+                batches = self._batches(_LookedUp(self._look_ups, lanes, wanted), wanted, edges.next_missing, limit)
             else:
-                session.close()
-            if isinstance(error, FingerprintError):
-                self._catalogue.forget(wanted.manifest)  # the stream may have been made anew
-            raise
-        except BaseException:
-            session.close()
+                batches = self._read(session or self._open(wanted), wanted, edges.next_missing, limit)
+        except FingerprintError:
+            self._catalogue.forget(wanted.manifest)  # the stream may have been made anew
             raise
         until = batches[-1].next if batches else begin
-        if not until.row:
-            session.let_go()
-        self._give(session)
         if wanted.is_over(until):
             return Piece(wanted, tuple(batches), until, "never")
         return Piece(wanted, tuple(batches), until, "now" if until.batch < edges.next_missing else "later")
@@ -126,6 +140,7 @@ class Readings:
         """End all waiting, and close what is idle."""
         self._stopping.set()
         self.reap(all_of_them=True)
+        self._look_ups.close()
 
     def reap(self, *, all_of_them: bool = False) -> None:
         """Close lanes that nobody has come back for, and those that are too many."""
@@ -142,7 +157,21 @@ class Readings:
         for session in closed:
             session.close()
 
-    def _batches(self, session: _Session, wanted: Range, there: int, limit: Limit) -> list[BatchPiece]:
+    def _read(self, session: _Session, wanted: Range, there: int, limit: Limit) -> list[BatchPiece]:
+        try:
+            batches = self._batches(session, wanted, there, limit)
+        except TooLargeError:
+            self._give(session)
+            raise
+        except BaseException:
+            session.close()
+            raise
+        if batches and not batches[-1].next.row:
+            session.let_go()
+        self._give(session)
+        return batches
+
+    def _batches(self, session: _Batches, wanted: Range, there: int, limit: Limit) -> list[BatchPiece]:
         begin, stop = wanted.begin, wanted.stop
         found: list[BatchPiece] = []
         rows_left, bytes_left = limit.rows, limit.bytes
@@ -168,7 +197,8 @@ class Readings:
             bytes_left -= fixed + each * count
         return found
 
-    def _take(self, wanted: Range) -> _Session:
+    def _take(self, wanted: Range) -> _Session | None:
+        """Return open lanes from which reading on is the way to a range, where there are any."""
         manifest = wanted.manifest
         key = (manifest.fingerprint, wanted.taps)
         with self._lock:
@@ -176,6 +206,10 @@ class Readings:
                 if session.key == key and session.is_near(wanted.begin.batch, manifest.layout.lanes):
                     self._idle.remove(session)
                     return session
+        return None
+
+    def _open(self, wanted: Range) -> _Session:
+        manifest = wanted.manifest
         merge = LaneMerge(self._catalogue.source, manifest, wanted.taps, on_wait=self._check)
         return _Session(merge, manifest.fingerprint)
 
@@ -188,6 +222,17 @@ class Readings:
     def _check(self, _waited_s: float) -> None:
         if self._stopping.is_set():
             raise RefusedError("ending", "the gateway is ending", hint="ask again when it is back")
+
+
+def is_short(wanted: Range, limit: Limit) -> bool:
+    """Tell whether a range, or what is asked for of it, is so short that looking its batches up takes least.
+
+    Rows within one batch count from its first row only: whoever goes on with a cursor reads on.
+    """
+    layout = wanted.manifest.layout
+    if wanted.begin.row == 0 and limit.exact and limit.rows <= layout.batch_samples * layout.views:
+        return True
+    return wanted.stop is not None and wanted.stop.batch - wanted.begin.batch <= SHORT
 
 
 def _too_large(limit: Limit, fits: int) -> TooLargeError:

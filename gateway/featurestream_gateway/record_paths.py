@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from featurestream.errors import UsageError
 from featurestream_gateway import models
-from featurestream_gateway.formats import MEDIA_TYPES, choose_format
+from featurestream_gateway.formats import MEDIA_TYPES, choose_format, room_of
 from featurestream_gateway.gateway import Gateway, split_taps
 from featurestream_gateway.live import batches, overviews
 from featurestream_gateway.parameters import LiveQuery, OverviewQuery, RecordsQuery, Stream
@@ -69,7 +69,10 @@ async def _live(
 
     wanted = await gateway.workers.run(find)
     # With features a connection holds as much as an answer does, for as long as it lives.
-    with await (gateway.readers if asked.features else gateway.listeners).take():
+    with await (gateway.readers if asked.features else gateway.listeners).take() as turn:
+        if asked.features:
+            layout = wanted.manifest.layout
+            await turn.hold(room_of("json", wanted, layout.batch_samples * layout.views, gateway.settings.max_bytes))
         yield batches(gateway, wanted, features=asked.features)
 
 

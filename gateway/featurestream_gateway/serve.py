@@ -17,6 +17,7 @@ from featurestream.ports import Log
 from featurestream_gateway.app import make_app
 from featurestream_gateway.connections import Connections, protocol
 from featurestream_gateway.gateway import Gateway
+from featurestream_gateway.heap import return_large_blocks
 from featurestream_gateway.programs import Programs
 from featurestream_gateway.settings import ENDING_S, GatewaySettings
 
@@ -90,6 +91,7 @@ def serve(
     ``on_listening`` is called with the gateway's address once it can be asked; ``on_server`` with the server before it
     begins, so that another thread may set its ``should_exit``.
     """
+    return_large_blocks()
     connections = Connections()
     with listen(settings) as listening:
         port = listening.getsockname()[1]

@@ -19,6 +19,7 @@ LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 DEFAULT_PORT: Final = 9999  # the original feature server's
 DEFAULT_ROWS: Final = 100_000
 DEFAULT_MB: Final = 16
+ANSWERS: Final = 8  # of the largest size that fit into the memory for all, where none is named
 DEFAULT_READERS: Final = 16
 DEFAULT_LISTENERS: Final = 256
 DEFAULT_IDLE_S: Final = 30.0
@@ -54,12 +55,14 @@ class GatewaySettings:
         stream: the stream of ``/data`` and ``/after`` where a request names none.
         max_rows: rows an answer.
         max_bytes: bytes an answer.
+        memory_bytes: what all answers may hold together while they are made and sent; None: eight times ``max_bytes``.
         readers: answers that are read or sent at once.
         listeners: live connections.
         idle_s: seconds in which a client may take nothing of its answer, or send nothing of its request.
         turn_s: seconds for which a request waits for a reader that is free.
 
-    Raises UsageError for limits below 1, and for another address than loopback without a token.
+    Raises UsageError for limits below 1, for less memory than twice ``max_bytes`` (making an answer takes that), and
+    for another address than loopback without a token.
     """
 
     host: str = "127.0.0.1"
@@ -68,6 +71,7 @@ class GatewaySettings:
     stream: str | None = None
     max_rows: int = DEFAULT_ROWS
     max_bytes: int = DEFAULT_MB * 2**20
+    memory_bytes: int | None = None
     readers: int = DEFAULT_READERS
     listeners: int = DEFAULT_LISTENERS
     idle_s: float = DEFAULT_IDLE_S
@@ -77,6 +81,12 @@ class GatewaySettings:
         for name in ("max_rows", "max_bytes", "readers", "listeners"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} of the gateway is {getattr(self, name)}, expected at least 1")
+        if self.memory < 2 * self.max_bytes:
+            raise UsageError(
+                f"all answers together may hold {self.memory / 2**20:g} MiB, but one of {self.max_bytes / 2**20:g} MiB "
+                "takes twice that while it is made",
+                hint="give a greater --memory-mb, or a smaller --max-mb",
+            )
         if not self.idle_s > 0:
             raise UsageError(f"idle_s of the gateway is {self.idle_s}, expected more than 0 seconds")
         if not self.is_local and self.token is None:
@@ -85,6 +95,11 @@ class GatewaySettings:
                 hint=f"give --token-file FILE or set {TOKEN_VARIABLE}; "
                 "python3 -c 'import secrets; print(secrets.token_urlsafe())' makes one",
             )
+
+    @property
+    def memory(self) -> int:
+        """Bytes that all answers may hold together."""
+        return ANSWERS * self.max_bytes if self.memory_bytes is None else self.memory_bytes
 
     @property
     def is_local(self) -> bool:

@@ -31,14 +31,17 @@ class Workers:
 
     def _run(self) -> None:
         while True:
-            work, future = self._work.get()
-            try:
-                result = work()
-            except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
-                _tell(future, future.set_exception, error)
-            else:
-                _tell(future, future.set_result, result)
-            del work, future  # or the thread would hold an answer until its next task
+            self._do_next()
+
+    def _do_next(self) -> None:
+        """Do what is next; in a function of its own, or the thread would hold an answer until its next task."""
+        work, future = self._work.get()
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
+            _tell(future, future.set_exception, error)
+        else:
+            _tell(future, future.set_result, result)
 
 
 def _tell(future: asyncio.Future[Any], setter: Callable[[Any], None], value: object) -> None:

@@ -43,6 +43,14 @@ def test_a_fork_lies_beside_its_parent_and_says_what_became_of_it(cli: Cli, pare
     assert done.out.endswith("after 12 steps (2 passes, 1 re-read); runs/E2\n")
 
 
+def test_a_fork_asks_for_pictures_of_the_validation_images(cli: Cli, parent: Path) -> None:
+    """There are none of this stream, which was made of nothing: that is told, and the fork ends well."""
+    settings = ("--set", "reporters=projector", "--set", "epochs=3")
+    done = cli("fork", parent, *settings, "--name", "E2")
+    assert done.code == 0, done.err
+    assert 'projector: points without pictures: the data of stream "toy-validation" cannot be opened' in done.err
+
+
 def test_the_same_command_again_goes_on_or_finds_it_finished(cli: Cli, parent: Path) -> None:
     command = ("fork", parent, "--set", "epochs=3", "--name", "E2", "--json")
     first, again = cli(*command).rows, cli(*command).rows

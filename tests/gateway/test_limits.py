@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from featurestream import MemoryLog
-from featurestream_gateway.settings import BODY_BYTES
+from featurestream.errors import UsageError
+from featurestream_gateway.settings import BODY_BYTES, GatewaySettings
 from tests.gateway.serving import Served, npy_rows, problem_in, serving
 from tests.support import make_manifest, publish
 
@@ -88,6 +89,37 @@ def test_who_finds_no_reader_free_is_sent_away_for_a_while(big: MemoryLog) -> No
         assert answer.headers["retry-after"] == "5"
         assert served.json("/healthz") == {"status": "ok"}
         greedy.recv(100)
+
+
+def test_answers_that_do_not_fit_into_the_memory_for_all_wait_and_small_ones_do_not(big: MemoryLog) -> None:
+    """One connection takes nothing of its ten megabytes; making another such answer takes all 32 that there are."""
+    with serving(big, memory_bytes=32 * 2**20, turn_s=0.2) as served, served.socket() as greedy:
+        greedy.sendall(b"GET /v1/streams/toy/records?format=npy HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        wait_for_gauge(served, "featurestream_gateway_readers", 1)
+        answer = served.get(RECORDS, format="npy")
+        assert problem_in(answer)["status"] == 429
+        assert answer.headers["retry-after"] == "5"
+        assert "MiB" in problem_in(answer)["detail"]
+        assert len(served.json(RECORDS, n=1)["rows"]) == 1
+        greedy.close()
+        wait_for_gauge(served, "featurestream_gateway_held_bytes", 0)
+        assert len(npy_rows(served.get(RECORDS, format="npy"))) == 80_000
+
+
+def test_a_live_connection_with_features_holds_memory_while_it_lives(big: MemoryLog) -> None:
+    """A batch of 4,000 rows may take two megabytes as JSON, and as much again while it is made."""
+    path = "/v1/streams/toy/live"
+    limits: dict[str, Any] = {"max_bytes": 2 * 2**20, "memory_bytes": 4 * 2**20, "turn_s": 0.2}
+    with serving(big, **limits) as served, served.events(path, begin="earliest", features=True) as events:
+        assert len(next(events)[2]["rows"]) == 4000
+        with served.client.stream("GET", path, params={"from": "earliest", "features": True}) as second:
+            assert second.status_code == 429
+
+
+def test_less_memory_than_making_one_answer_takes_is_refused() -> None:
+    with pytest.raises(UsageError, match="may hold 24 MiB, but one of 16 MiB takes twice that"):
+        GatewaySettings(memory_bytes=24 * 2**20)
+    assert GatewaySettings(max_bytes=2**20).memory == 8 * 2**20
 
 
 def wait_for_gauge(served: Served, name: str, value: float) -> None:
@@ -174,7 +206,7 @@ def test_clients_that_go_away_in_the_middle_leave_nothing_behind(big: MemoryLog)
 
 def test_lanes_stay_open_for_the_next_answer_but_not_too_many(log: MemoryLog) -> None:
     for number in range(40):
-        publish(log, make_manifest(f"s{number}", taps=("avgpool",), samples=4))
+        publish(log, make_manifest(f"s{number}", taps=("avgpool",), samples=12))
     with serving(log) as served:
         for number in range(40):
             served.json(f"/v1/streams/s{number}/records")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -20,15 +19,11 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from featurectl.gateway import programs
-from featurestream import MemoryLog
-from featurestream_gateway.programs import Comparison, Picture
-from tests.gateway.serving import Served, serving
+from tests.gateway.api_check import LIVE, serving_toy
+from tests.gateway.serving import Served
 from tests.project.documents import ROOT
-from tests.support import make_manifest, publish
 
 EXAMPLES = 12  # of each operation
-LIVE = ("/v1/live", "/v1/streams/{stream}/live")
 PATHS = (
     "/v1/streams", "/v1/streams/{stream}", "/v1/streams/{stream}/manifest", "/v1/streams/{stream}/passes",
     "/v1/streams/{stream}/taps", "/v1/streams/{stream}/health", "/v1/streams/{stream}/picture",
@@ -61,14 +56,7 @@ seen: dict[str, collections.Counter[int]] = {}
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     """A gateway on a log with one stream; pictures and comparisons are ready-made."""
-    log = MemoryLog()
-    publish(log, make_manifest("toy"))
-    given_ = replace(
-        programs(),
-        picture=lambda *_: Picture(b"\x89PNG\r\n\x1a\n", {"stream": "toy"}),
-        compare=lambda *_: Comparison("top1", [], []),
-    )
-    with serving(log, given_) as found:
+    with serving_toy() as found:
         yield found
 
 

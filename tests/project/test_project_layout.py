@@ -82,6 +82,15 @@ def test_the_licence_is_apache_2() -> None:
     assert "Apache License\n                           Version 2.0" in (ROOT / "LICENSE").read_text(encoding="utf-8")
 
 
+def test_the_licences_of_what_is_vendored_go_into_the_wheel() -> None:
+    """Each of them is named in pyproject.toml, which is what build tools copy."""
+    vendored = [str(path.relative_to(ROOT)) for path in (ROOT / "gateway").rglob("LICENSE*")]
+    assert vendored == ["gateway/featurestream_gateway/page/uplot/LICENSE"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["license-files"] == ["LICENSE", *vendored]
+    assert project["license"] == "Apache-2.0 AND MIT"
+
+
 def test_no_file_names_the_host_of_a_registry() -> None:
     """What is downloaded comes from wherever the machine is configured to get it."""
     found = [(name, host) for name, text in texts() for host in HOSTS if host in text]

@@ -66,6 +66,7 @@ SETUP = [
         ("check", ["ruff check", "ruff format --check", "mypy ", "lint-imports "]),
         ("bench", ["python -m benchmarks"]),
         ("fuzz", ["python -m tests.hostile.fuzz --runs 1000000"]),
+        ("api-check", ["python -m tests.gateway.api_check"]),
         ("audit", ["pip-audit --local --skip-editable"]),
         ("docs", ["python -m mkdocs build --strict --quiet"]),
     ],
@@ -115,7 +116,8 @@ def test_a_python_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_make_alone_lists_every_target() -> None:
     listed = {line.split()[1] for line in make().stdout.splitlines() if line.startswith("make ")}
     assert listed == {
-        "help", "quickstart", "test", "test-all", "faults", "soak", "check", "bench", "fuzz", "audit", "docs", "clean",
+        "help", "quickstart", "test", "test-all", "faults", "soak", "check", "bench", "fuzz", "api-check",
+        "audit", "docs", "clean",
     }  # fmt: skip
 
 
