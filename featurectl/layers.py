@@ -14,7 +14,7 @@ def layers(
         str, typer.Argument(metavar="MODEL", help="A torchvision model, timm:NAME or package.module:function.")
     ],
     image_size: Annotated[
-        int | None, typer.Option(metavar="PX", help="Pixels a side. Default: the ImageNet preset's, 224.")
+        int | None, typer.Option(metavar="PX", min=1, help="Pixels a side. Default: the ImageNet preset's, 224.")
     ] = None,
     as_json: options.Json = False,
 ) -> None:

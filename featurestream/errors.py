@@ -29,7 +29,7 @@ attributes of the exception, for programs. The command line prints one line for 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 
@@ -91,8 +91,7 @@ class UnknownNameError(UsageError):
         known = list(known)
         near = nearest(name, known)
         parts = [f'did you mean "{near}"?'] if near else []
-        shown = known if len(known) <= 24 else [*known[:24], f"... {len(known) - 24} more"]
-        parts.append(f"known: {', '.join(shown)}" if known else "there are none")
+        parts.append(f"known: {names_text(known)}" if known else "there are none")
         if where:
             parts.append(where)
         super().__init__(f'unknown {kind} "{name}"', hint="; ".join(parts), kind=kind, name=name, known=known)
@@ -192,6 +191,12 @@ class FingerprintError(InexactError):
 
 class InternalError(FeatureStreamError):
     """A state that cannot be: a bug in featurestream."""
+
+
+def names_text(names: Sequence[str]) -> str:
+    """Return the names as a list in a sentence; of many the first 24, and how many there are beside them."""
+    shown = names if len(names) <= 24 else [*names[:24], f"... {len(names) - 24} more"]
+    return ", ".join(shown)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from featurestream.errors import UnknownNameError, UsageError
+from featurestream.errors import UnknownNameError, UsageError, names_text, nearest
 
 T = TypeVar("T")
 
@@ -43,9 +43,11 @@ def load_object(path: str, *, kind: str) -> Any:
         ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
+            there = [name for name in dir(found) if not name.startswith("_")]
+            near = nearest(part, there)
             raise UsageError(
                 f'{kind} "{path}": module "{module_name}" has no "{attribute}"',
-                hint=f"it has: {', '.join(name for name in dir(found) if not name.startswith('_'))}",
+                hint=f"it has: {names_text(there)}" + (f'; did you mean "{near}"?' if near else ""),
             )
         found = getattr(found, part)
     return found

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TABLE_SUFFIXES: Final = (".csv", ".md", ".json")
+#: Columns that count, where pandas would make floats of whole numbers as soon as one of them is missing.
+COUNTS: Final = ("epochs", "passes", "rereads", "steps", "seed", "paired_samples")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,7 @@ def compare_table(runs: Sequence[RunSummary], *, metric: str | None = None) -> p
                 "forked_from": None if run.lineage is None else str(run.lineage),
             }
         )
-    return pd.DataFrame(rows).astype({"paired_samples": "Int64"})  # 359, and not 359.0, beside a missing one
+    return pd.DataFrame(rows).astype(dict.fromkeys(COUNTS, "Int64"))  # 359, and not 359.0, beside a missing one
 
 
 def pairs_table(runs: Sequence[RunSummary], *, metric: str | None = None) -> pd.DataFrame:

@@ -40,6 +40,8 @@ SHARED: Final = ("stream", "validate_stream", "start", "stop", "when_behind", "r
 #: Settings that are a name with arguments: ``head`` and ``head_args``.
 NAMED: Final = ("head", "loss", "optimizer", "scheduler", "augment")
 SETTINGS: Final = tuple(name for name in TrainConfig.model_fields if name not in (*SHARED, *FOUND))
+#: Keys of the file with two spellings: the second, and the first.
+SPELLINGS: Final = {"passes": "epochs", "validate_stream": "validate"}
 LONGEST_NAME: Final = 100
 
 
@@ -236,8 +238,9 @@ def merged(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, An
         for key, value in _whole_first(source):
             field, dot, argument = key.partition(".")
             if dot:
-                before = found.get(field, {})
-                found[field] = {**(before if isinstance(before, dict) else {}), argument: value}
+                before = found.get(field) or {}
+                # What is no mapping of arguments stays as it is: TrainConfig refuses it.
+                found[field] = {**before, argument: value} if isinstance(before, dict) else before
             else:
                 found[field] = value
     return found
@@ -253,6 +256,10 @@ def _as_usage_error(error: ValidationError) -> UsageError:
     problems: list[str] = []
     for problem in error.errors():
         place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden" and place in SPELLINGS:
+            return UsageError(
+                f'the sweep file gives "{SPELLINGS[place]}" and "{place}", which say the same', hint="give one of them"
+            )
         if problem["type"] == "extra_forbidden":
             return UnknownNameError("key in the sweep file", place, known)
         seen = "" if problem["type"] == "missing" else f", got {problem['input']!r}"

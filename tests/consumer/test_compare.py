@@ -94,6 +94,16 @@ def test_runs_are_sorted_by_the_main_metric_and_those_without_it_come_last(runs:
     assert (blind["top1"], blind["samples"]) == (None, "-")
 
 
+def test_counts_are_whole_numbers_beside_a_run_that_has_none_of_them_yet(runs: Path) -> None:
+    rows = records(compare_table(load_runs([runs])))
+    text = describe_runs(rows, {})
+    names = [column.lstrip(">~") for column in text.columns]
+    shown = {cells[0]: dict(zip(names, cells, strict=True)) for cells in text.cells}
+    assert (shown["best"]["passes"], shown["best"]["rereads"]) == ("2", "0")
+    assert shown["half"]["passes"] == "-"
+    assert all(isinstance(row["passes"], int | None) for row in rows)
+
+
 def test_runs_that_were_validated_with_labels_of_their_own_carry_letters_of_their_own(tmp_path: Path) -> None:
     for name, sha256, unlabelled in (
         ("a", None, "error"),

@@ -89,6 +89,12 @@ def test_names_are_made_safe_for_folders_and_never_too_long() -> None:
         ({"epochs": 0, "grid": {"seed": [1]}}, UsageError, "epochs: input should be greater than or equal to 1, got 0"),
         ({"runs": [{"batch_size": 0}]}, UsageError, 'experiment "abl-batch_size0": batch_size (rows an optimiser step'),
         ({"base": {}, "grid": {"seed": [1]}}, UsageError, "taps"),
+        ({"epochs": 1, "passes": 2}, UsageError, 'the sweep file gives "epochs" and "passes", which say the same'),
+        (
+            {"base": {"taps": "t", "optimizer_args": 5}, "grid": {"optimizer_args.lr": [1]}},
+            UsageError,
+            "optimizer_args (the optimiser's arguments): input should be a valid dictionary, got 5",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_sweep_file_is_said(content: dict[str, Any], kind: type[UsageError], message: str) -> None:

@@ -102,5 +102,11 @@ def test_layers_as_json_is_one_object_a_layer() -> None:
     }  # fmt: skip
 
 
+def test_layers_of_images_without_pixels_are_refused() -> None:
+    result = CliRunner().invoke(app, ["layers", BACKBONE, "--image-size", "0"])
+    assert result.exit_code == 2
+    assert "greater than or equal to 1" in result.stderr.replace("│", " ").replace("\n", " ")
+
+
 def test_layers_of_an_unknown_model_names_the_nearest() -> None:
     assert 'did you mean "resnet1' in str(refused(["layers", "resnet81"]))

@@ -70,6 +70,13 @@ def test_an_attribute_that_is_not_there_lists_those_that_are(here: Path) -> None
         load_object("lookup_few:two", kind="pool")
 
 
+def test_of_many_attributes_the_first_are_listed_and_the_nearest_is_suggested(here: Path) -> None:
+    (here / "lookup_many.py").write_text("".join(f"name{number:02} = 1\n" for number in range(30)) + "resize = 1\n")
+
+    with pytest.raises(UsageError, match=r'it has: name00, .*, name23, \.\.\. 7 more; did you mean "resize"\?$'):
+        load_object("lookup_many:resise", kind="transform")
+
+
 def test_an_attribute_of_a_number_is_not_there_either(here: Path) -> None:
     (here / "lookup_number.py").write_text("one = 1\n")
 
