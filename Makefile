@@ -28,7 +28,7 @@ test-all: $(INSTALLED) ## run all tests and those that take minutes: every fault
 	@echo "==> test-all: pytest"
 	@$(BIN)/python -m pytest
 
-faults: $(INSTALLED) ## kill, stop, cut off and corrupt everything; one line a fault, the mutants, the soak's slopes
+faults: $(INSTALLED) ## kill, stop, cut off and corrupt everything; one line a fault, the mutants, the soak's slopes, the fuzzer
 	@echo "==> faults: every fault on real brokers, and the oracle's verdict"
 	@$(BIN)/python -m tests.faults
 

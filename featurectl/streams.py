@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from featurestream.manifest import Lease, Manifest, TapFacts
     from featurestream.manifest_topic import StreamFacts
     from featurestream.ports import Bounds, LaneReader, Log, LogRecord, Place, RecordSource
+    from featurestream.seek import Lanes
 
 Committed = Mapping[str, Mapping[tuple[str, int], int]]  # group -> (topic, lane) -> next offset
 
@@ -179,14 +180,14 @@ def report_stream(source: RecordSource, stream: str, committed: Committed, *, no
     topics = [tap_topic(stream, tap.name) for tap in manifest.taps]
     lanes = Lanes(snapshot, manifest.layout, topics)
     stamps = [
-        snapshot.record_at(topic, lane, offset).timestamp_ms
-        for topic, lane in lanes.places()
-        if (bounds := snapshot.bounds(topic, lane)).low < bounds.high
-        for offset in (bounds.low, bounds.high - 1)
+        record.timestamp_ms
+        for place in lanes.places()
+        for record in (lanes.first_record(*place), lanes.last_record(*place))
+        if record is not None
     ]
     return StreamReport(
         facts,
-        tuple(_report_tap(snapshot, manifest, tap) for tap in manifest.taps),
+        tuple(_report_tap(lanes, manifest, tap) for tap in manifest.taps),
         lanes.earliest(),
         lanes.next_missing(),
         min(stamps, default=None),
@@ -226,7 +227,7 @@ class _Snapshot:
         self._source.close()
 
 
-def _report_tap(source: RecordSource, manifest: Manifest, tap: TapFacts) -> TapReport:
+def _report_tap(lanes: Lanes, manifest: Manifest, tap: TapFacts) -> TapReport:
     from featurestream.batch import row_bytes
     from featurestream.names import tap_topic
 
@@ -235,10 +236,10 @@ def _report_tap(source: RecordSource, manifest: Manifest, tap: TapFacts) -> TapR
     topic = tap_topic(manifest.stream, tap.name)
     records, sample = 0, None
     for lane in range(layout.lanes):
-        low, high = source.bounds(topic, lane)
+        low, high = lanes.source.bounds(topic, lane)
         records += high - low
-        if low < high and sample is None:
-            sample = source.record_at(topic, lane, low)
+        if sample is None:
+            sample = lanes.first_record(topic, lane)
     size = 0
     if sample is not None:
         # The last batch of a pass is smaller. So: a mean of the features, and one record's measure of all the rest.

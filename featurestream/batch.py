@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from featurestream.errors import FingerprintError, UsageError
 from featurestream.identity import Identity, JoinedIdentity
 from featurestream.position import Position
-from featurestream.record import ITEM_BYTES, MissingSample, Record, widen_bfloat16
+from featurestream.record import ITEM_BYTES, NUMPY_DTYPES, MissingSample, Record, widen_bfloat16
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +36,7 @@ class TapRows:
         flat = self.payload.reshape(-1)
         if self.dtype == "bfloat16":
             return widen_bfloat16(flat).reshape(-1, *self.shape)
-        return flat.view(np.dtype(self.dtype).newbyteorder("<")).reshape(self.payload.shape[0], *self.shape)
+        return flat.view(NUMPY_DTYPES[self.dtype]).reshape(self.payload.shape[0], *self.shape)
 
     def tensor(self) -> torch.Tensor:
         """Return a torch view (rows, *shape) in the stream's dtype. Do not write into it."""

@@ -266,7 +266,7 @@ class ExperimentsFollower(Closing):
             self._offset = low
             self._reader = self._source.read(self._topic, 0, low)
         if self._reader is not None:
-            for record in records_until(high, self._reader, self._topic, self._offset):
+            for record in records_until(high, self._reader, self._source, self._topic, self._offset):
                 self.registry.apply(record)
                 self._offset = record.offset + 1
 

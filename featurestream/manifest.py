@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -136,7 +137,7 @@ class Manifest(Value):
         default_factory=dict, description="versions of the libraries that decide a feature's last bits"
     )
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """The stream's arithmetic. Requests are as many as are wanted: each batch of them is a pass of its own."""
         samples = self.data.samples if self.kind is None else self.batch_samples
@@ -288,6 +289,9 @@ def check_same(existing: Manifest, wanted: Manifest) -> None:
     )
 
 
+_AGREED: Final = ("fingerprint", "pass", "dtype", "shape", "views", "samples")
+
+
 def check_agrees(record: Record, manifest: Manifest) -> None:
     """Raise RecordError where a record of one of the manifest's taps is not what the manifest says.
 
@@ -295,20 +299,19 @@ def check_agrees(record: Record, manifest: Manifest) -> None:
     many.
     """
     tap, layout = manifest.tap(record.tap), manifest.layout
-    samples = len(layout.sample_range(record.batch))
     held = record.rows // record.views + len(record.missing)
-    said: dict[str, tuple[object, object]] = {
-        "fingerprint": (record.fingerprint, manifest.fingerprint),
-        "pass": (record.pass_number, layout.pass_of(record.batch)),
-        "dtype": (record.dtype, manifest.dtype),
-        "shape": (list(record.shape), tap.shape),
-        "views": (record.views, manifest.views),
-        "samples": (held, samples if manifest.kind is None else min(held, samples)),
-    }
-    for what, (found, expected) in said.items():
-        if found != expected:
+    samples = len(layout.sample_range(record.batch))
+    if manifest.kind is not None:
+        samples = min(held, samples)
+    found = (record.fingerprint, record.pass_number, record.dtype, list(record.shape), record.views, held)
+    pass_number = layout.pass_of(record.batch)
+    expected = (manifest.fingerprint, pass_number, manifest.dtype, tap.shape, manifest.views, samples)
+    if found == expected:
+        return
+    for what, one, other in zip(_AGREED, found, expected, strict=True):
+        if one != other:
             raise RecordError(
-                f"batch {record.batch} of tap {record.tap} says {what} {found}, by the manifest it is {expected}",
+                f"batch {record.batch} of tap {record.tap} says {what} {one}, by the manifest it is {other}",
                 hint="another program may have written to this topic",
             )
 

@@ -186,7 +186,7 @@ def read_facts(source: RecordSource, stream: str) -> StreamFacts:
     low, high = source.bounds(topic, 0)
     reader = source.read(topic, 0, low)
     try:
-        for record in records_until(high, reader, topic, low):
+        for record in records_until(high, reader, source, topic, low):
             facts.apply(record)
     finally:
         reader.close()

@@ -14,7 +14,7 @@ from featurestream.ports import LaneReader, LogRecord, Place, RecordSource
 from featurestream.read_counts import ReadCounts
 from featurestream.record import Record
 from featurestream.seek import Lanes
-from featurestream.wire import open_record, parse_headers
+from featurestream.wire import Decoder, parse_headers
 
 POLL_S: Final = 0.25
 
@@ -59,6 +59,7 @@ class LaneMerge:
         self._on_wait = on_wait
         self._readers: dict[Place, LaneReader] = {}
         self._expected: dict[Place, int] = {}
+        self._decoders = {tap: Decoder() for tap in self.taps}
 
     @property
     def open_lanes(self) -> int:
@@ -75,7 +76,7 @@ class LaneMerge:
         try:
             if raw.value is None:
                 raise RecordError("a tombstone, where a batch should be")
-            record = open_record(raw.value, (raw.topic, raw.lane, raw.offset))
+            record = self._decoders[tap].open(raw.value, (raw.topic, raw.lane, raw.offset))
             if record.batch != number or record.tap != tap:
                 raise RecordError(
                     f"its headers say batch {number} of tap {tap}, its value says batch {record.batch} of tap "

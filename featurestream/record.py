@@ -6,7 +6,7 @@ import functools
 import math
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from featurestream.names import check_stream_name, check_tap_name
 
 #: Bytes of one number of each dtype that the wire format knows. All are little-endian and in C order.
 ITEM_BYTES: Final[dict[str, int]] = {"float16": 2, "bfloat16": 2, "float32": 4, "uint8": 1, "int64": 8}
+#: The same as NumPy has them; it has no bfloat16.
+NUMPY_DTYPES: Final = {name: np.dtype(name).newbyteorder("<") for name in ITEM_BYTES if name != "bfloat16"}
 #: A row has at most this many axes.
 MAX_AXES: Final = 8
 #: Manifests make 32 hexadecimal digits; a reader only ever compares them.
@@ -35,6 +37,19 @@ class MissingSample:
     index: int
     id: str
     reason: str
+
+
+class RecordForm(NamedTuple):
+    """What the records of a tap have in common, as it was checked in one of them."""
+
+    stream: str
+    fingerprint: str
+    tap: str
+    views: int
+    dtype: str
+    shape: tuple[int, ...]
+    rows: int
+    payload_bytes: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,6 +129,38 @@ class Record:
         record._check()
         return record
 
+    @classmethod
+    def of_form(
+        cls, form: RecordForm, identity: Identity, payload: NDArray[np.uint8], *, batch: int, pass_number: int,
+        extracted_ns: int,
+    ) -> Record:  # fmt: skip
+        """Return a record of a form that was checked with another one, with no sample missing."""
+        record = object.__new__(cls)
+        set_field = object.__setattr__
+        set_field(record, "stream", form.stream)
+        set_field(record, "fingerprint", form.fingerprint)
+        set_field(record, "tap", form.tap)
+        set_field(record, "batch", batch)
+        set_field(record, "pass_number", pass_number)
+        set_field(record, "views", form.views)
+        set_field(record, "dtype", form.dtype)
+        set_field(record, "shape", form.shape)
+        set_field(record, "payload", payload)
+        set_field(record, "missing", ())
+        set_field(record, "extracted_ns", extracted_ns)
+        set_field(record, "extra", {})
+        set_field(record, "identity", identity)
+        record._check_numbers()
+        record._check_payload(form.payload_bytes)
+        return record
+
+    @property
+    def form(self) -> RecordForm:
+        """What it has in common with the other full batches of its tap."""
+        return RecordForm(
+            self.stream, self.fingerprint, self.tap, self.views, self.dtype, self.shape, self.rows, self.payload.nbytes
+        )
+
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
@@ -124,12 +171,9 @@ class Record:
 
     def _check(self) -> None:
         row_bytes = _check_form(self.stream, self.fingerprint, self.tap, self.dtype, self.shape)
-        numbers = (("batch", self.batch, 0), ("pass_number", self.pass_number, 0), ("views", self.views, 1))
-        for name, value, least in numbers:
-            if not least <= value <= MAX_NUMBER:
-                raise UsageError(f"{name} of a record is {value}, expected {least} to 2^53 - 1")
-        if not 0 <= self.extracted_ns < 2**63:
-            raise UsageError(f"extracted_ns of a record is {self.extracted_ns}, expected nanoseconds since the epoch")
+        if not 1 <= self.views <= MAX_NUMBER:
+            raise UsageError(f"views of a record is {self.views}, expected 1 to 2^53 - 1")
+        self._check_numbers()
         payload = self.payload
         if payload.dtype != np.uint8 or payload.ndim != 1 or not payload.flags.c_contiguous:
             raise UsageError(
@@ -137,11 +181,7 @@ class Record:
                 hint="expected contiguous uint8 bytes: array.reshape(-1).view(numpy.uint8)",
             )
         rows = self.identity.rows
-        if payload.nbytes != rows * row_bytes:
-            raise UsageError(
-                f"the payload of batch {self.batch}, tap {self.tap} has {payload.nbytes} bytes, "
-                f"but {rows} rows of {self.shape} {self.dtype} take {rows * row_bytes}"
-            )
+        self._check_payload(rows * row_bytes)
         if rows % self.views:
             raise UsageError(
                 f"batch {self.batch}, tap {self.tap} has {rows} rows, "
@@ -153,6 +193,20 @@ class Record:
                     f"a missing sample of batch {self.batch}, tap {self.tap} has index {sample.index}, "
                     "expected 0 to 2^53 - 1"
                 )
+
+    def _check_numbers(self) -> None:
+        for name, value in (("batch", self.batch), ("pass_number", self.pass_number)):
+            if not 0 <= value <= MAX_NUMBER:
+                raise UsageError(f"{name} of a record is {value}, expected 0 to 2^53 - 1")
+        if not 0 <= self.extracted_ns < 2**63:
+            raise UsageError(f"extracted_ns of a record is {self.extracted_ns}, expected nanoseconds since the epoch")
+
+    def _check_payload(self, expected: int) -> None:
+        if self.payload.nbytes != expected:
+            raise UsageError(
+                f"the payload of batch {self.batch}, tap {self.tap} has {self.payload.nbytes} bytes, "
+                f"but {self.rows} rows of {self.shape} {self.dtype} take {expected}"
+            )
 
     @property
     def rows(self) -> int:
@@ -171,7 +225,7 @@ class Record:
         """
         if self.dtype == "bfloat16":
             return widen_bfloat16(self.payload).reshape(self.rows, *self.shape)
-        view = self.payload.view(np.dtype(self.dtype).newbyteorder("<"))
+        view = self.payload.view(NUMPY_DTYPES[self.dtype])
         view.flags.writeable = False
         return view.reshape(self.rows, *self.shape)
 

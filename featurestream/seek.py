@@ -2,8 +2,8 @@
 
 Everything is arithmetic, corrected by what is found: a lane without duplicates holds batch b at offset b div L; a
 duplicate (of a producer that died between sending and knowing, or of a zombie) only pushes later records further; a
-mirrored topic shifts all offsets. Numbers in a lane never skip: a record's number is at most L more than the greatest
-number before it.
+mirrored topic shifts all offsets; a transaction's marker and what was compacted away leave offsets without a record.
+Numbers in a lane never skip: a record's number is at most L more than the greatest number before it.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class Lanes:
         # Where a record from before the time is left, nothing after it is gone.
         open_ended = {place: held for place, held in bounds.items() if offsets[place] <= held.low}
         begins_with = self._first_batches(open_ended)
-        for place, (low, high) in open_ended.items():
-            if begins_with[place] != place[1] if low < high else low > 0:
+        for place, held in open_ended.items():
+            if begins_with[place] != place[1] if place in begins_with else held.low > 0:
                 raise self._gone("a time before what is left")
         return self._after({place: Bounds(low, max(low, offsets[place])) for place, (low, _) in bounds.items()})
 
@@ -107,14 +107,14 @@ class Lanes:
         low, high = bounds
         nominal = self.layout.offset_of(batch)
         if low <= nominal < high:
-            record = self.source.record_at(*place, nominal)
-            if batch_of(record) == batch:
+            record = self.record_from(place, nominal)
+            if record is not None and batch_of(record) == batch:
                 return record.offset
-        if low == high:
-            if nominal < high:  # everything was deleted, and this batch had been there
+        first = self._first_batches({place: bounds}).get(place)
+        if first is None:
+            if low > 0 and nominal < high:  # everything was deleted, and this batch had been there
                 raise self._gone(f"batch {batch}")
             return high
-        first = batch_of(self.source.record_at(*place, low))
         if first > batch:
             raise self._gone(f"batch {batch}")
         # Every number from `first` to `batch` comes after `low`, each at least once: the batch cannot stand earlier.
@@ -122,7 +122,8 @@ class Lanes:
         if bound >= high:
             greatest = self._greatest({place: bounds})[place]
             return high if greatest is None or greatest < batch else low
-        return bound if batch_of(self.source.record_at(*place, bound)) <= batch else low
+        met = self.record_from(place, bound)
+        return bound if met is None or batch_of(met) <= batch else low
 
     def first_left(self, topic: str, lane: int) -> int:
         """Return the first batch that a lane of one tap still holds; what comes next where it holds none."""
@@ -133,13 +134,32 @@ class Lanes:
         low, high = self.source.bounds(topic, lane)
         return self._greatest({(topic, lane): Bounds(low, high if end is None else min(end, high))})[topic, lane]
 
+    def first_record(self, topic: str, lane: int) -> LogRecord | None:
+        """Return the first record that a lane of one tap still holds; None where it holds none."""
+        low, high = self.source.bounds(topic, lane)
+        return self.record_from((topic, lane), low) if low < high else None
+
+    def last_record(self, topic: str, lane: int) -> LogRecord | None:
+        """Return the last record of a lane of one tap; None where it holds none."""
+        return self._last_within((topic, lane), self.source.bounds(topic, lane))
+
+    def record_from(self, place: Place, offset: int) -> LogRecord | None:
+        """Return the record at an offset or the first one after it; None where there is nothing but markers."""
+        try:
+            return self.source.record_at(*place, offset)
+        except GoneError:
+            return None
+
     def _bounds(self) -> dict[Place, Bounds]:
         return self.source.all_bounds(self.places())
 
     def _first_batches(self, bounds: Mapping[Place, Bounds]) -> dict[Place, int]:
-        """Return the batch at the lower bound of each lane that holds anything."""
+        """Return the first batch of each lane that holds any record within bounds."""
+        found = {place: self.record_from(place, low) for place, (low, high) in bounds.items() if low < high}
         return {
-            place: batch_of(self.source.record_at(*place, low)) for place, (low, high) in bounds.items() if low < high
+            place: batch_of(first)
+            for place, first in found.items()
+            if first is not None and first.offset < bounds[place].high
         }
 
     def _first_left(self, bounds: Mapping[Place, Bounds]) -> dict[Place, int]:
@@ -155,14 +175,37 @@ class Lanes:
         """Return the greatest batch that each lane holds within bounds, None where it holds none there."""
         found: dict[Place, int | None] = dict.fromkeys(bounds)
         for place, first in self._first_batches(bounds).items():
-            low, high = bounds[place]
-            last = self.source.record_at(*place, high - 1)
+            low = bounds[place].low
+            last = self._last_within(place, bounds[place])
+            if last is None:
+                continue  # retention was faster
             found[place] = batch_of(last)
             # Records beyond the dense sequence first, first + L, ... are duplicates. After the greatest number came
             # only duplicates, so it stands among the last `duplicates` records before the end.
             duplicates = (last.offset - low) - (batch_of(last) - first) // self.layout.lanes
             if duplicates > 0:
                 found[place] = self._greatest_between(place, max(low, last.offset - duplicates), last)
+        return found
+
+    def _last_within(self, place: Place, bounds: Bounds) -> LogRecord | None:
+        """Return the last record within bounds: nearly always that of the last offset, found at the first look."""
+        low, high = bounds
+        found, without, step = None, high, 1
+        while found is None and without > low:
+            begin = max(low, high - step)
+            record = self.record_from(place, begin)
+            if record is not None and record.offset < high:
+                found = record
+            else:
+                without, step = begin, 2 * step
+        # From `without` to the end there is no record: the last one stands between the one found and there.
+        while found is not None and without - found.offset > 1:
+            middle = (found.offset + without) // 2
+            record = self.record_from(place, middle)
+            if record is not None and record.offset < high:
+                found = record
+            else:
+                without = middle
         return found
 
     def _greatest_between(self, place: Place, offset: int, last: LogRecord) -> int:

@@ -7,7 +7,7 @@ from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException
 
-from featurestream.errors import BrokerError, FeatureStreamError, UsageError
+from featurestream.errors import BrokerError, FeatureStreamError, RecordError, UsageError
 from featurestream.kafka.rights import Right
 
 #: Reported aside, through the error callback; trying again does not help.
@@ -51,6 +51,9 @@ NO_LANE: Final = frozenset(
 
 #: The offset asked for is not in the log.
 GONE: Final = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION, KafkaError.OFFSET_OUT_OF_RANGE})
+
+#: A batch that the client cannot take apart: damaged, or it would become larger than receive.message.max.bytes.
+BROKEN: Final = frozenset({KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG})
 
 FORBIDDEN: Final = frozenset(
     {
@@ -159,6 +162,14 @@ def write_failed(error: KafkaError, topic: str, lane: int) -> BrokerError:
         lane=lane,
         code=error.name(),
     )
+
+
+def not_unpacked(error: KafkaError, topic: str, lane: int, offset: int) -> RecordError:
+    """Return the error for a batch that the client cannot take apart."""
+    return RecordError(
+        f"the client cannot unpack a batch: {reason_of(error.str())} ({error.name()})",
+        hint="another program may have written to this topic; our producers compress nothing",
+    ).at(topic, lane, offset)
 
 
 def request_failed(

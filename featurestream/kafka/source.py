@@ -23,7 +23,7 @@ from featurestream.cluster import Cluster
 from featurestream.errors import BrokerError, FeatureStreamError, GoneError, RecordError, UsageError
 from featurestream.kafka.client import CONNECT_S, Home, ask, open_client
 from featurestream.kafka.config import LANE_QUEUE_KBYTES, check_properties, finder_settings, reader_settings
-from featurestream.kafka.errors import GONE, NO_LANE, PASSING, code_of, request_failed
+from featurestream.kafka.errors import BROKEN, GONE, NO_LANE, PASSING, code_of, not_unpacked, request_failed
 from featurestream.kafka.rights import Right
 from featurestream.ports import Bounds, LogRecord, Place
 
@@ -153,6 +153,8 @@ class KafkaLaneReader:
                 self._moved_to(message.offset() or 0)
             elif error.code() in GONE:
                 raise self._gone()
+            elif error.code() in BROKEN:
+                raise not_unpacked(error, self._topic, self._lane, self._offset)
             elif error.code() not in UNHEEDED:
                 doing, right = f"cannot read {self._topic}, lane {self._lane}", Right("Read", "topic", self._topic)
                 raise request_failed(error, doing, self._reports.address, right)
@@ -274,8 +276,13 @@ class _Finder:
                 if wanted < bounds.low < bounds.high:  # deleted, or deleted just now
                     wanted = bounds.low
                 elif error.code() in GONE or error.code() == KafkaError._PARTITION_EOF:
-                    # Beyond the end; or nothing is left there but a transaction's marker.
-                    raise no_offset(*place, offset, bounds)
+                    # Beyond the end; or nothing is left there but markers of transactions, which the client has passed.
+                    passed = error.code() == KafkaError._PARTITION_EOF and (message.offset() or 0) >= bounds.high
+                    if passed or wanted >= bounds.high or bounds.low == bounds.high or time.monotonic() >= until:
+                        raise no_offset(*place, offset, bounds)
+                    # Else the broker has just come back, and does not serve all that it has.
+                elif error.code() in BROKEN:
+                    raise not_unpacked(error, *place, wanted)
                 elif error.code() not in NO_LANE or time.monotonic() >= until:  # else the client learns of it in time
                     doing, right = f"cannot read {place[0]}, lane {place[1]}", Right("Read", "topic", place[0])
                     raise request_failed(error, doing, self._reports.address, right)

@@ -168,8 +168,9 @@ def next_batch(lanes: Lanes, manifest: Manifest, places: Mapping[tuple[str, int]
     }
     found = []
     for place, (low, high) in lanes.source.all_bounds(list(known)).items():
-        if known[place] < high:
-            found.append(batch_of(lanes.source.record_at(*place, max(known[place], low))))
+        standing = lanes.record_from(place, max(known[place], low)) if known[place] < high else None
+        if standing is not None:
+            found.append(batch_of(standing))
         else:
             greatest = lanes.greatest(*place, None)
             found.append(lanes.first_left(*place) if greatest is None else greatest + manifest.layout.lanes)

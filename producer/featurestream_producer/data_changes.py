@@ -103,10 +103,9 @@ def find_image_changes(
     changed: dict[str, None] = {}
     topic = tap_topic(manifest.stream, _narrowest(manifest))
     for lane in lanes:
-        low, high = source.bounds(topic, lane)
-        if low == high:
+        found = Lanes(source, manifest.layout, (topic,)).last_record(topic, lane)
+        if found is None:
             continue
-        found = source.record_at(topic, lane, high - 1)
         try:
             record = decode(found.value)
             carried = carried_checksums(record)

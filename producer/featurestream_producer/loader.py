@@ -27,6 +27,7 @@ from featurestream.closing import Closing
 from featurestream.errors import DataError, OutsideError, UsageError
 from featurestream_producer.datasets import ImageDataset
 from featurestream_producer.interrupts import interrupt_blocked
+from featurestream_producer.randomness import kept_globals
 from featurestream_producer.sampling import sample_seed
 from featurestream_producer.transforms import Transform
 
@@ -78,16 +79,17 @@ def load_batch(
     present: list[int] = []
     missing: list[tuple[int, str, str]] = []
     row = 0
-    for index in plan.samples.tolist():
-        try:
-            image = dataset.load(index)
-            for view in range(views):
-                rows_NCHW[row + view] = transform(image, sample_seed(seed, plan.pass_number, index, view)).numpy()
-        except DataError as error:
-            missing.append((index, dataset.ids[index], str(error.facts.get("reason", error.message))))
-            continue
-        present += [index] * views
-        row += views
+    with kept_globals():
+        for index in plan.samples.tolist():
+            try:
+                image = dataset.load(index)
+                for view in range(views):
+                    rows_NCHW[row + view] = transform(image, sample_seed(seed, plan.pass_number, index, view)).numpy()
+            except DataError as error:
+                missing.append((index, dataset.ids[index], str(error.facts.get("reason", error.message))))
+                continue
+            present += [index] * views
+            row += views
     return LoadedBatch(plan, images[:row], np.array(present, dtype=np.int64), tuple(missing))
 
 

@@ -113,7 +113,8 @@ def find_tail(
                 least = layout.next_in_lane(lane, layout.pass_start(finished_passes)) if high else lane
                 next_batch[tap, lane] = least
                 continue
-            _check_fingerprint(source.record_at(topic, lane, high - 1), manifest)
+            if (last := finder.last_record(topic, lane)) is not None:
+                _check_fingerprint(last, manifest)
             greatest = finder.greatest(topic, lane, high)
             if greatest is None:  # deleted between the two looks
                 greatest = layout.next_in_lane(lane, layout.pass_start(finished_passes)) - layout.lanes

@@ -1,4 +1,4 @@
-"""``make faults``: do every fault, and print what came of it, one line a fault; then the mutants and the soak.
+"""``make faults``: do every fault, and print what came of it, one line a fault; then mutants, soaks and the fuzzer.
 
 The faults of this folder account for themselves. Others were proven elsewhere among the tests, where what is lost or
 doubled makes a stream or a head differ from an undisturbed one; those tests are run too, with how many faults each
@@ -8,9 +8,11 @@ injects.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -65,7 +67,7 @@ class Row:
         stall = "-" if self.stall_s is None else f"{self.stall_s:.1f} s"
         counts = "  ".join(f"{name} {self.numbers[name]}" for name in ("lost", "doubled", "silent"))
         end = "  FAILED" if self.failed else ""
-        return f"{fault:50}  run {self.times:2}  injected {self.numbers['injected']:3}  {counts}  stall {stall:>7}{end}"
+        return f"{fault:51}  run {self.times:2}  injected {self.numbers['injected']:3}  {counts}  stall {stall:>7}{end}"
 
 
 class Table:
@@ -127,8 +129,16 @@ def main() -> int:
     code = pytest.main(
         ["-q", "-m", "slow or not slow", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *tests], plugins=[table]
     )
-    print("\n".join(["", *table.lines()]))
-    return int(code)
+    print("\n".join(["", *table.lines(), ""]), flush=True)
+    return int(code) or fuzz()
+
+
+def fuzz() -> int:
+    """Run the fuzzer, which prints its count; return its exit code. There is no atheris for every Python."""
+    if find_spec("atheris") is None:
+        print("fuzz: none, as there is no atheris for this Python")
+        return 0
+    return subprocess.run([sys.executable, "-m", "tests.hostile.fuzz"], check=False).returncode
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import argparse
 import json
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,10 @@ OPTIONAL = ("inputs", "pad")
 WHOLE_NUMBER = re.compile(r"0|[1-9][0-9]{0,15}")
 SHOWN = 5  # violations of one assertion that are printed
 SILENT_S = 30.0
+ELECTING = (
+    KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.OFFSET_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+)  # fmt: skip
 BOUND_S = 60.0
 
 
@@ -221,8 +226,19 @@ class Reader:
     def records(self, topic: str, partition: int) -> tuple[int, Iterator[Any]]:
         """Return the first offset of a partition and its messages up to its present end."""
         consumer = Consumer(self._settings)
-        low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=SILENT_S)
+        low, high = self._bounds(consumer, TopicPartition(topic, partition))
         return low, self._until(consumer, topic, partition, low, high)
+
+    def _bounds(self, consumer: Consumer, place: TopicPartition) -> tuple[int, int]:
+        until = time.monotonic() + SILENT_S
+        while True:
+            try:
+                return consumer.get_watermark_offsets(place, timeout=SILENT_S)
+            except KafkaException as error:
+                # A broker that has just come back does not lead its partitions yet.
+                if error.args[0].code() not in ELECTING or time.monotonic() > until:
+                    raise UnanswerableError(f"no answer from Kafka: {error}") from error
+                consumer.poll(0.1)
 
     def _until(self, consumer: Consumer, topic: str, partition: int, low: int, high: int) -> Iterator[Any]:
         try:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from featurestream_consumer.run import train
 from featurestream_producer.config import ProduceConfig
 from featurestream_producer.run import produce
 from tests.faults.harm import END_S
+from tests.faults.weights import undisturbed
 from tests.producing import DELAY
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
@@ -40,6 +42,12 @@ def run_trainer(address: str, fields: dict[str, Any], log: str) -> None:
     """Train until a signal comes."""
     _into(log)
     _run(lambda: train(TrainConfig(**fields), KafkaLog(Cluster(address)), say=print))
+
+
+def run_undisturbed(address: str, fields: dict[str, Any], steps: int, result: str, log: str) -> None:
+    """Train up to a step, and write the checksum of what was learnt into a file."""
+    _into(log)
+    _run(lambda: Path(result).write_text(undisturbed(fields, KafkaLog(Cluster(address)), steps), encoding="utf-8"))
 
 
 def _into(log: str) -> None:
@@ -92,6 +100,12 @@ class Program:
             if self.process.exitcode != BROKER_AWAY:
                 raise AssertionError(f"{self.role} ended with {self.process.exitcode}: see {self.arguments[-1]}")
             self.start()
+
+    def wait(self, limit_s: float) -> int | None:
+        """Return its exit code once it has ended; None where it has not in time."""
+        assert self.process is not None
+        self.process.join(limit_s)
+        return self.process.exitcode
 
     def kill(self) -> None:
         """Kill it by SIGKILL and start it again."""

@@ -8,7 +8,6 @@ anything is not as it should be; then the folder with all logs is kept and named
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import random
 import shutil
@@ -17,16 +16,13 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
-import torch
-import xxhash
 
 from featurestream.broker import EmbeddedBroker
 from featurestream.cluster import Cluster
@@ -35,15 +31,13 @@ from featurestream.kafka import KafkaLog
 from featurestream.memory import MemoryLog
 from featurestream.stream import FeatureStream
 from featurestream_consumer.checkpoint import list_checkpoints, load_checkpoint
-from featurestream_consumer.config import TrainConfig
-from featurestream_consumer.run import train
-from featurestream_consumer.trainer import Trainer
 from featurestream_producer.run import produce
 from tests.conftest import guarded
 from tests.faults.harm import END_S, cluster_of, kill_broker, segments, stopped, tear
 from tests.faults.oracle import Files, Verdict, examine
-from tests.faults.programs import Program, run_producer, run_trainer
+from tests.faults.programs import Program, run_producer, run_trainer, run_undisturbed
 from tests.faults.slopes import Slope, fit
+from tests.faults.weights import digest, learnt
 from tests.faults.witness import Lines, contents, write_lines, write_yielded
 from tests.producing import config, settings, write_images
 
@@ -51,7 +45,10 @@ STREAM = "soak"
 TRAINERS = 5
 EVERY_S = 0.5  # between two samples
 START_S = 300.0  # a machine that is busy with other things gets time
-WARM_S = 8.0  # of each life: what a program takes while it starts is no growth
+COMPARED_S = 1200.0
+#: Of each life, from when there was progress after it had begun: what a program takes while it starts is no growth, and
+#: one that begins while the broker is away starts when that is back.
+WARM_S = 8.0
 LIFE = 60  # batches after which the reader is closed, and goes on as another object
 FAULTS = (
     "broker SIGKILL", "broker SIGSTOP", "torn tail", "producer SIGKILL", "trainer SIGKILL", "trainer SIGSTOP",
@@ -85,7 +82,7 @@ class Watch:
         for role, pid in roles:
             with suppress(psutil.Error):
                 process = psutil.Process(pid)
-                if now - process_start(process) < WARM_S:
+                if now - self._at_work_since(process_start(process)) < WARM_S:
                     continue
                 values = {
                     "memory": process.memory_info().rss / 2**20,
@@ -94,6 +91,11 @@ class Watch:
                 }
                 self.samples.setdefault((role.split()[0], pid), []).append((now, values))
         self.progress.append((now, self._steps()))
+
+    def _at_work_since(self, begun: float) -> float:
+        """Return when somebody came further for the first time after a moment."""
+        looks = zip(self.progress, self.progress[1:], strict=False)
+        return next((at for (_, before), (at, steps) in looks if at > begun and steps > before), float("inf"))
 
     def _steps(self) -> int:
         files = [list_checkpoints(self.runs / f"E{n}" / "checkpoints")[:1] for n in range(TRAINERS)]
@@ -234,7 +236,7 @@ def soak(minutes: float, seed: int, folder: Path, say: Callable[[str], None] = p
         if follower.error:
             raise AssertionError(follower.error)
         resumed = folder / "pieces.txt"
-        steps = [compared(runs, n, log, folder) for n in range(TRAINERS)]
+        steps = compared(runs, address, folder)
         pieces = [line.split() for line in resumed.read_text().splitlines()]
         files = Files(
             reference=reference(images, folder, follower.total),
@@ -325,56 +327,29 @@ def experiment(runs: Path, number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def compared(runs: Path, number: int, log: KafkaLog, folder: Path) -> tuple[list[str], list[str]]:
-    """Return a trainer's weights at a late step, and those of an undisturbed run up to the same one, each as words.
+def compared(runs: Path, address: str, folder: Path) -> list[tuple[list[str], list[str]]]:
+    """Return each trainer's weights at a late step, and those of an undisturbed run up to the same one, as words.
 
     The step is that of the last checkpoint but one: after the newest there may be nothing to read, and an undisturbed
-    run would wait for it.
+    run would wait for it. The undisturbed ones run in processes like the trainers': how MKL rounds is settled once in a
+    process, and in that of the tests it was by others.
     """
-    _, late, *_ = list_checkpoints(runs / f"E{number}" / "checkpoints")
-    state = load_checkpoint(late.path)
-    steps: int = state["trainer"]["step"]
-    step, caught = Trainer.step, []
-
-    def until(self: Trainer, *args: Any, **more: Any) -> float:
-        if self.step_count == steps:
-            caught.append(copy.deepcopy(self.state_dict()))
-            raise KeyboardInterrupt
-        return step(self, *args, **more)
-
-    fields = experiment(folder / "undisturbed", number) | {"checkpoint_seconds": 1e9}
-    with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
-        patch.setattr(Trainer, "step", until)
-        train(TrainConfig(**fields), log)
-    words = [f"trainer-{number}", "at", "step", str(steps)]
-    late_one, undisturbed = digest(learnt(state["trainer"])), [digest(learnt(one)) for one in caught]
-    return [*words, late_one], [*words, *(undisturbed or ["not-reached"])]
-
-
-def learnt(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what does not change where an epoch ends, as a checkpoint may be of before or after that."""
-    return {name: state[name] for name in ("head", "optimizer", "step", "rows")}
-
-
-def digest(state: Any) -> str:
-    """Return a checksum of a trainer's whole state: weights, optimiser, random numbers and counts."""
-    hashed = xxhash.xxh3_64()
-
-    def add(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            hashed.update(value.detach().cpu().contiguous().numpy().tobytes())
-        elif isinstance(value, dict):
-            for key in sorted(value, key=str):
-                hashed.update(str(key).encode())
-                add(value[key])
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                add(item)
-        else:
-            hashed.update(repr(value).encode())
-
-    add(state)
-    return hashed.hexdigest()
+    results, others = [], []
+    for number in range(TRAINERS):
+        _, late, *_ = list_checkpoints(runs / f"E{number}" / "checkpoints")
+        state = load_checkpoint(late.path)["trainer"]
+        words = [f"trainer-{number}", "at", "step", str(state["step"])]
+        results.append([*words, digest(learnt(state))])
+        fields = experiment(folder / "undisturbed", number) | {"checkpoint_seconds": 1e9}
+        log = folder / "logs" / f"undisturbed-{number}.txt"
+        arguments = (address, fields, state["step"], str(folder / f"undisturbed-{number}.txt"), str(log))
+        others.append(Program(f"undisturbed {number}", run_undisturbed, arguments))
+        others[-1].start()
+    undisturbed = []
+    for program in others:
+        assert program.wait(COMPARED_S) == 0, f"{program.role} did not come to its step: see {program.arguments[-1]}"
+        undisturbed.append(Path(program.arguments[-2]).read_text(encoding="utf-8"))
+    return [(words, [*words[:-1], other]) for words, other in zip(results, undisturbed, strict=True)]
 
 
 def reference(images: Path, folder: Path, batches: int) -> Path:

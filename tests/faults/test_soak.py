@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from featurestream.broker import EmbeddedBroker
+from featurestream.memory import MemoryLog
 from tests.faults.oracle import Verdict
 from tests.faults.slopes import Slope
-from tests.faults.soak import Outcome, soak
+from tests.faults.soak import Outcome, Watch, soak
 
 
 def test_what_grows_for_certain_is_named_and_a_broker_may_fill_its_heap() -> None:
@@ -27,6 +29,15 @@ def test_what_grows_for_certain_is_named_and_a_broker_may_fill_its_heap() -> Non
     assert outcome.lines()[0] == "soak of 2 min, seed 1: 3 faults (3 x broker SIGKILL)"
     assert "trainer   memory        +18.000 MiB/min   95 %: +17.000 to +19.000" in outcome.lines()
     assert outcome.lines()[-1] == "growing: memory of the trainer"
+
+
+def test_a_life_is_at_work_from_the_first_progress_after_its_beginning() -> None:
+    """Nobody comes further between 2 s and 7 s: the broker is away."""
+    watch = Watch(EmbeddedBroker(Path("nowhere")), [], MemoryLog(), Path("nowhere"))
+    watch.progress = [(1.0, 10), (2.0, 11), (3.0, 11), (7.0, 12), (8.0, 12)]
+    assert watch._at_work_since(1.5) == 2.0
+    assert watch._at_work_since(2.5) == 7.0
+    assert watch._at_work_since(7.5) == float("inf")
 
 
 @pytest.mark.broker

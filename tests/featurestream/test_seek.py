@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featurestream.absent import no_offset
 from featurestream.errors import GoneError, UsageError
-from featurestream.memory import MemoryLog
+from featurestream.memory import MemoryLaneReader, MemoryLog
 from featurestream.names import tap_topic
+from featurestream.ports import Bounds, LogRecord, Place
 from featurestream.position import Position, StartPoint
 from featurestream.seek import Lanes, batch_of, resolve_start, resolve_stop
 from tests.support import append, create, make_manifest, publish
@@ -156,6 +158,82 @@ def test_a_time_counts_the_greatest_batch_before_it_also_behind_duplicates(histo
 def test_the_end_is_found_behind_duplicates(history):
     log = stamped([(batch, 1000) for batch in history])
     assert lanes_of(log).after_end() == max(history) + 1
+
+
+class Marked:
+    """A source whose lane 0 has ``gaps[n]`` offsets without a record before its n-th one, and the last gap at the end.
+
+    So it is after transactions, whose markers are no records, and where a topic was compacted.
+    """
+
+    def __init__(self, log: MemoryLog, gaps: list[int]) -> None:
+        self._source = log.source()
+        self._held = self._source.bounds(TOPIC, 0).high
+        self.offsets = [sum(gaps[: n + 1]) + n for n in range(self._held)]
+        self._high = sum(gaps) + self._held
+
+    def bounds(self, topic: str, lane: int) -> Bounds:
+        return Bounds(0, self._high) if lane == 0 else self._source.bounds(topic, lane)
+
+    def all_bounds(self, places: list[Place]) -> dict[Place, Bounds]:
+        return {place: self.bounds(*place) for place in places}
+
+    def record_at(self, topic: str, lane: int, offset: int) -> LogRecord:
+        number = next((n for n, at in enumerate(self.offsets) if at >= offset), None)
+        if number is None:
+            raise no_offset(topic, lane, offset, Bounds(0, self._high))
+        return self._source.record_at(topic, lane, number)._replace(offset=self.offsets[number])
+
+    def read(self, topic: str, lane: int, offset: int) -> MarkedReader:
+        number = next((n for n, at in enumerate(self.offsets) if at >= offset), self._held)
+        return MarkedReader(self, self._source.read(topic, lane, number))
+
+    def close(self) -> None:
+        self._source.close()
+
+
+class MarkedReader:
+    """Reads such a lane."""
+
+    def __init__(self, source: Marked, reader: MemoryLaneReader) -> None:
+        self._source = source
+        self._reader = reader
+
+    def poll(self, timeout_s: float) -> LogRecord | None:
+        record = self._reader.poll(timeout_s)
+        return None if record is None else record._replace(offset=self._source.offsets[record.offset])
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(histories(), st.data())
+def test_a_lane_with_offsets_that_hold_no_record_is_as_one_without(history, data):
+    log = stamped([(batch, 1000) for batch in history])
+    few = st.sampled_from((0, 0, 1, 1, 2, 5))
+    source = Marked(log, data.draw(st.lists(few, min_size=len(history) + 1, max_size=len(history) + 1)))
+    lanes = Lanes(source, MANIFEST.layout, [TOPIC])
+    assert lanes.after_end() == max(history) + 1
+    assert lanes.next_missing() == 1, "the other lane holds nothing"
+    assert batch_of(lanes.first_record(TOPIC, 0)) == history[0]
+    assert batch_of(lanes.last_record(TOPIC, 0)) == history[-1]
+    batch = data.draw(st.integers(0, max(history) // 2 + 1)) * 2
+    offset = lanes.offset_of(TOPIC, 0, batch)
+    met = [number for number, at in zip(history, source.offsets, strict=True) if at >= offset and number >= batch]
+    assert met[:1] == ([batch] if batch <= max(history) else []), f"{history} from {offset}"
+    cut = data.draw(st.integers(0, source.bounds(TOPIC, 0).high))
+    before = [number for number, at in zip(history, source.offsets, strict=True) if at < cut]
+    assert lanes.since_offset(cut) == max(before, default=-1) + 1
+
+
+def test_a_lane_of_nothing_but_markers_is_as_an_empty_one():
+    log = MemoryLog()
+    create(log, MANIFEST)
+    lanes = Lanes(Marked(log, [2]), MANIFEST.layout, [TOPIC])
+    assert (lanes.earliest(), lanes.next_missing(), lanes.after_end()) == (0, 0, 0)
+    assert lanes.offset_of(TOPIC, 0, 0) == 2, "the end: what comes next"
+    assert (lanes.first_record(TOPIC, 0), lanes.last_record(TOPIC, 0), lanes.greatest(TOPIC, 0, None)) == (None,) * 3
 
 
 def test_a_shifted_lane_of_a_mirror_is_read_by_its_numbers():

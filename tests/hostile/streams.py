@@ -24,7 +24,6 @@ from tests.support import append, create, make_batch_record, make_manifest
 STREAM: Final = "toy"
 TAP: Final = "avgpool"
 MANIFEST: Final = make_manifest(STREAM, lanes=1, taps=(TAP,), passes=1, samples=12)
-CODES: Final = (2, 3, 4)  # what a hostile stream may end a command with
 
 
 @dataclass(frozen=True)

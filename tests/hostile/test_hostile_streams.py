@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from featurestream.errors import FeatureStreamError, InternalError
 from featurestream.memory import MemoryLog
 from featurestream.names import manifest_topic, tap_topic
 from featurestream.stream import FeatureStream
 from featurestream.testing import hostile_headers, hostile_values
 from featurestream.wire import headers_of
-from featurestream_consumer.config import TrainConfig
-from featurestream_consumer.run import train
+from tests.hostile.outcome import CODES, check_outcome, refusal, train_on
 from tests.hostile.streams import (
-    CODES,
     MANIFEST,
     STREAM,
     TAP,
@@ -69,26 +65,6 @@ def read(log: MemoryLog) -> None:
             assert batch.labels is None or len(batch.labels) == len(batch.indices)
 
 
-def train_on(log: MemoryLog, runs: Path) -> None:
-    config = TrainConfig(
-        name="E1", stream=STREAM, taps=[TAP], head="linear", optimizer="SGD", optimizer_args={"lr": 0.1}, epochs=1,
-        batch_size=4, runs=runs, device="cpu", reporters=("jsonl",),
-    )  # fmt: skip
-    train(config, log)
-
-
-def refusal(use: Callable[[], None]) -> FeatureStreamError:
-    """Return the typed error that something ends with; it is short, of one line, and no bug of ours."""
-    with pytest.raises(FeatureStreamError) as caught:
-        use()
-    error = caught.value
-    assert not isinstance(error, InternalError)
-    assert error.exit_code in CODES
-    assert "\n" not in str(error)
-    assert len(str(error)) < 1500
-    return error
-
-
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
 def test_a_record_that_does_not_fit_its_stream_is_refused_where_it_can_be_told(
     record: HostileRecord, tmp_path: Path
@@ -98,7 +74,7 @@ def test_a_record_that_does_not_fit_its_stream_is_refused_where_it_can_be_told(
         read(log)
     else:
         assert record.reads in str(refusal(lambda: read(log)))
-    assert (record.trains or record.reads or "") in str(refusal(lambda: train_on(log, tmp_path)))
+    assert (record.trains or record.reads or "") in str(refusal(lambda: train_on(log, STREAM, TAP, tmp_path)))
 
 
 def test_the_good_record_in_its_place_is_read_and_trained_on(tmp_path: Path) -> None:
@@ -106,7 +82,7 @@ def test_the_good_record_in_its_place_is_read_and_trained_on(tmp_path: Path) -> 
 
     log = stream_with(HostileRecord("good", encode(good_record()), GOOD_HEADERS, None))
     read(log)
-    train_on(log, tmp_path)
+    train_on(log, STREAM, TAP, tmp_path)
 
 
 def test_what_is_no_record_ends_a_reading_with_its_place_and_reason() -> None:
@@ -121,7 +97,7 @@ def test_what_is_no_record_ends_a_reading_with_its_place_and_reason() -> None:
 def test_what_is_no_record_ends_training_too_and_leaves_a_record_that_says_so(tmp_path: Path) -> None:
     for number, record in enumerate(VALUES[:: len(VALUES) // 12]):
         runs, log = tmp_path / str(number), stream_with(record)
-        refusal(lambda log=log, runs=runs: train_on(log, runs))
+        refusal(lambda log=log, runs=runs: train_on(log, STREAM, TAP, runs))
         assert '"state": "stopped"' in (runs / "E1" / "run.json").read_text()
 
 
@@ -178,16 +154,6 @@ def test_a_command_survives_hostile_manifests(command, cli, log, here) -> None:
 def run_folder(command: str, here: Path, number: int) -> tuple[object, ...]:
     """Each run has a folder of its own, so that none goes on with another's."""
     return ("--runs", here / "runs" / str(number)) if command in READING else ()
-
-
-def check_outcome(outcome, what: str) -> None:
-    assert outcome.code in (0, *CODES), f"{what}: {outcome.err}"
-    assert "Traceback" not in outcome.err, what
-    assert "\x1b[2J" not in outcome.out + outcome.err, f"{what}: a terminal would obey"
-    if outcome.code:
-        last = outcome.err.splitlines()[-1]
-        assert last.startswith(("error: ", "stream ")), f"{what}: {outcome.err}"
-        assert len([line for line in outcome.err.splitlines() if line.startswith("error: ")]) <= 1, what
 
 
 @pytest.mark.parametrize("fact", [fact for fact in FACTS if fact.says], ids=lambda fact: fact.name)

@@ -32,9 +32,9 @@ PLANTED_IMPORTS = [
     ("featurectl/app.py", "import confluent_kafka", CLIENT),
     ("producer/featurestream_producer/config.py", "import confluent_kafka", CLIENT),
     ("gateway/featurestream_gateway/settings.py", "import confluent_kafka", CLIENT),
-    ("featurestream/wire.py", "import torch", WIRE),
+    ("featurestream/wire/value.py", "import torch", WIRE),
     ("featurestream/record.py", "import torch", WIRE),
-    ("featurestream/wire.py", "import featurestream.kafka", WIRE),
+    ("featurestream/wire/value.py", "import featurestream.kafka", WIRE),
 ]
 
 # A line or two for each rule family that pyproject.toml selects; the path says which settings apply.
