@@ -165,7 +165,7 @@ def test_connections_that_are_cut_anywhere_cost_no_row_and_double_none() -> None
 
     def sizes() -> Iterator[int]:
         while True:  # from within the first answer to the middle of a later one
-            cuts.append(numbers.randrange(1_000, 3_000))
+            cuts.append(numbers.randrange(1_000, 2_000))
             yield cuts[-1]
 
     with serving(log) as served, cutting(served.url, sizes()) as url:
