@@ -16,7 +16,7 @@ from tests.faults.soak import Outcome, Watch, soak
 
 
 def test_what_grows_for_certain_is_named_and_a_broker_may_fill_its_heap() -> None:
-    """In two minutes 32 MiB and 4 threads are allowed: 15 a minute at the least is less than that, 17 is more."""
+    """In a life of two minutes 32 MiB are allowed: 15 a minute at the least is less than that, 17 is more."""
     slopes = {
         ("broker", "memory"): Slope(90, 80, 100),
         ("producer", "memory"): Slope(16, 15, 17),
@@ -24,11 +24,21 @@ def test_what_grows_for_certain_is_named_and_a_broker_may_fill_its_heap() -> Non
         ("trainer", "threads"): Slope(3, -1, 7),
         ("trainer", "descriptors"): None,
     }
-    outcome = Outcome(1, 2.0, Counter({"broker SIGKILL": 3}), {"producer": 2}, 10, 20, 1.5, Verdict(), slopes)
+    outcome = Outcome(
+        1, 2.0, Counter({"broker SIGKILL": 3}), {"producer": 2}, 10, 20, 1.5, Verdict(), slopes,
+        {"broker": 2.0, "producer": 2.0, "trainer": 2.0},
+    )  # fmt: skip
     assert outcome.growing == ["memory of the trainer"]
     assert outcome.lines()[0] == "soak of 2 min, seed 1: 3 faults (3 x broker SIGKILL)"
     assert "trainer   memory        +18.000 MiB/min   95 %: +17.000 to +19.000" in outcome.lines()
     assert outcome.lines()[-1] == "growing: memory of the trainer"
+
+
+def test_lives_that_were_short_are_not_added_up() -> None:
+    """Five minutes of lives of a minute, in each of which 10 MiB are filled."""
+    slopes = {("producer", "memory"): Slope(10, 9, 11)}
+    outcome = Outcome(1, 5.0, Counter(), {"producer": 5}, 10, 20, 1.5, Verdict(), slopes, {"producer": 1.0})
+    assert outcome.growing == []
 
 
 def test_a_life_is_at_work_from_the_first_progress_after_its_beginning() -> None:
