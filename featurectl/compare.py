@@ -58,9 +58,9 @@ def compare(
 ) -> None:
     """Show runs side by side, the best first, each with its difference to the best on the same samples."""
     from featurectl.output import print_json
+    from featurestream.files import check_file
     from featurestream_consumer.compare import (
         TABLE_SUFFIXES,
-        check_suffix,
         compare_table,
         pairs_table,
         records,
@@ -74,7 +74,7 @@ def compare(
         (output, TABLE_SUFFIXES, "table"), (plot, (".png",), "picture"), (grid, (".png",), "picture")
     ):  # fmt: skip
         if path is not None:
-            check_suffix(path, suffixes, what)
+            check_file(path, suffixes, what)
     found = _find_runs(runs or [], stream, bootstrap_servers, kafka_config)
     table = (pairs_table if pairs else compare_table)(found, metric=metric)
     rows = records(table)

@@ -211,6 +211,7 @@ def _output(
 ) -> Path:  # fmt: skip
     """Return where to write; UsageError for options that do not go together."""
     from featurestream.errors import UsageError
+    from featurestream.files import check_file
 
     if grid == (row is not None):
         raise UsageError(
@@ -219,8 +220,8 @@ def _output(
         )
     if grid and view is not None:
         raise UsageError("--view has no effect on a grid, which shows all views", hint="leave it out")
-    if output is not None and output.suffix.lower() != ".png":
-        raise UsageError(f'"{output}" is no name of a PNG file', hint="expected -o FILE.png")
+    if output is not None:
+        check_file(output, (".png",), "picture")
     what = "grid" if row is None else f"row-{row}" + ("" if view is None else f"-view-{view}")
     return output or Path(f"{stream}-batch-{batch}-{what}.png")
 

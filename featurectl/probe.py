@@ -38,13 +38,14 @@ def probe(
 ) -> None:  # fmt: skip
     """Judge every tap by closed-form probes: ridge regression, LDA and nearest class mean, from one reading."""
     from featurectl.output import print_json
+    from featurestream.files import check_file
     from featurestream_consumer.compare import TABLE_SUFFIXES, write_table
     from featurestream_consumer.probe import probe as run_probe
     from featurestream_consumer.probe_plot import plot_depth
 
-    for path, suffixes in ((output, TABLE_SUFFIXES), (plot, (".png",))):
+    for path, suffixes, what in ((output, TABLE_SUFFIXES, "table"), (plot, (".png",), "picture")):
         if path is not None:
-            _check_writable(path, suffixes)  # before minutes of reading
+            check_file(path, suffixes, what)  # before minutes of reading
     try:
         with options.open_log(bootstrap_servers, kafka_config) as log:
             result = run_probe(
@@ -95,15 +96,6 @@ def print_result(result: ProbeResult) -> None:
             for tap in result.taps
         ],
     )  # fmt: skip
-
-
-def _check_writable(path: Path, suffixes: tuple[str, ...]) -> None:
-    from featurestream.errors import UsageError
-
-    if path.suffix not in suffixes:
-        raise UsageError(f'"{path.name}" does not say what kind of file it is', hint=f"expected {', '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise UsageError(f'there is no folder "{path.parent}" to write {path.name} into', hint="make it first")
 
 
 def _share(score: float | None) -> str:

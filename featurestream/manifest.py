@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cached_property
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -137,7 +136,7 @@ class Manifest(Value):
         default_factory=dict, description="versions of the libraries that decide a feature's last bits"
     )
 
-    @cached_property
+    @property
     def layout(self) -> Layout:
         """The stream's arithmetic. Requests are as many as are wanted: each batch of them is a pass of its own."""
         samples = self.data.samples if self.kind is None else self.batch_samples

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from featurestream.errors import DataError, UsageError, nearest
 from featurestream.experiments import Experiment as Registered
+from featurestream.files import check_file
 from featurestream_consumer.comparison_text import markdown_table
 from featurestream_consumer.files import write_atomically
 from featurestream_consumer.lineage import Lineage
@@ -404,17 +405,9 @@ def write_table(table: pd.DataFrame, path: Path, *, markdown: str | None = None)
         ".md": lambda: to_markdown(table) if markdown is None else markdown,
         ".json": lambda: json.dumps(records(table), indent=2) + "\n",
     }
-    check_suffix(path, TABLE_SUFFIXES, "table")
+    check_file(path, TABLE_SUFFIXES, "table")
     content = writers[path.suffix]().encode()
     write_atomically(path, lambda file: file.write(content), safe="the runs, which are only read")
-
-
-def check_suffix(path: Path, suffixes: Sequence[str], what: str) -> None:
-    """Raise UsageError where a file's name does not end with one of ``suffixes``."""
-    if path.suffix not in suffixes:
-        raise UsageError(
-            f'"{path.name}" does not say what kind of {what} it is', hint=f"expected {', '.join(suffixes)}"
-        )
 
 
 def sample_letters(runs: Sequence[RunSummary]) -> dict[Path, str]:

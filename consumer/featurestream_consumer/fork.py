@@ -193,8 +193,8 @@ def begin_fork(
     left = _steps_left(plan, new, found, sizes[1].samples)
     if left == 0:
         raise UsageError(
-            f"nothing is left to train after {found}: the parent's {new.epochs} epochs are over",
-            hint=f"give more epochs (--set epochs={new.epochs + 10}), or fork an earlier checkpoint (--at step:N)",
+            f"nothing is left to train after {found}: it has epochs={new.epochs}, and they are over",
+            hint=f"give more (--set epochs={2 * new.epochs}), or fork an earlier checkpoint (--at step:N)",
         )
     lengths = Lengths(sizes[0].steps(old, plan), sizes[1].steps(new, plan), left)
     made = fork_state(found.state["trainer"], old, new, sizes, lengths)

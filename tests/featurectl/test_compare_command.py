@@ -109,6 +109,7 @@ def test_the_table_and_the_plot_are_written(cli, runs, tmp_path) -> None:
         (["runs/bst"], 'there is no folder runs/bst; did you mean "runs/best"?; runs there: bad, best, good'),
         (["runs", "--metric", "top3"], 'none of the runs has the metric "top3"; they have: top1, loss'),
         (["runs", "-o", "t.txt"], '"t.txt" does not say what kind of table it is; expected .csv, .md, .json'),
+        (["runs", "-o", "no/t.csv"], 'there is no folder "no" to write t.csv into; make it first'),
         (["runs", "--plot", "p.jpg"], '"p.jpg" does not say what kind of picture it is; expected .png'),
         (
             ["runs", "--grid", "g.png"],

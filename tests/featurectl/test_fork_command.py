@@ -66,7 +66,7 @@ def test_the_same_command_again_goes_on_or_finds_it_finished(cli: Cli, parent: P
         (("--set", "stream=other"), 'a fork cannot change "stream"'),
         (("--at", "pass:1"), '"pass:1" is not a place to fork at; expected batch:N or step:N'),
         (("--at", "batch:9"), "there are step 8 (epoch 2, batch 0); step 7 (epoch 1, batch 14); step 6 ("),
-        ((), "nothing is left to train after step 8 (epoch 2, batch 0): the parent's 2 epochs are over"),
+        ((), "nothing is left to train after step 8 (epoch 2, batch 0): it has epochs=2, and they are over"),
     ],
 )
 def test_a_mistake_is_one_line_exit_code_2_and_no_folder(

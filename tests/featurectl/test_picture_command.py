@@ -359,7 +359,14 @@ def rewrite_narrow(log: MemoryLog, record: Record) -> None:
         (("--batch", 0), "no row was asked for; expected --row R, or --grid"),
         (("--batch", 0, "--row", 1, "--grid"), "both a row and a grid of all rows were asked for"),
         (("--batch", 0, "--grid", "--view", 1), "--view has no effect on a grid"),
-        (("--batch", 0, "--row", 1, "-o", "row.jpg"), '"row.jpg" is no name of a PNG file; expected -o FILE.png'),
+        (
+            ("--batch", 0, "--row", 1, "-o", "row.jpg"),
+            '"row.jpg" does not say what kind of picture it is',
+        ),
+        (
+            ("--batch", 0, "--row", 1, "-o", "no/row.png"),
+            'there is no folder "no" to write row.png into',
+        ),
         (("--batch", 2, "--row", 0), 'stream "toy" has no batch 2: its batches are 0 to 1'),
         (("--batch", 0, "--row", 7), "batch 0 has rows 0 to 6, and no row 7; count rows from 0"),
     ],
@@ -373,9 +380,10 @@ def test_what_cannot_be_shown_is_the_callers_mistake(*, cli, log, images, here, 
 
 def test_a_place_that_cannot_be_written_is_named(cli, log, images, here) -> None:
     publish(log, images)
-    outcome = cli("picture", "toy", "--batch", 0, "--row", 0, "-o", "nowhere/row.png")
+    (here / "row.png").mkdir()
+    outcome = cli("picture", "toy", "--batch", 0, "--row", 0, "-o", "row.png")
     assert outcome.code == 3
-    assert "cannot write nowhere/row.png: No such file or directory; name a place" in outcome.err
+    assert "cannot write row.png: Is a directory; name a place" in outcome.err
 
 
 @pytest.mark.broker

@@ -66,8 +66,8 @@ def test_the_same_command_reads_nothing_again_and_prints_the_same(cli, published
     [
         (["--tap", "layr1"], 2, 'unknown tap of stream toy "layr1"; did you mean "layer1"?; known: layer1, layer2'),
         (["--validate", "toy-valid"], 2, 'did you mean "toy-validation"'),
-        (["-o", "t.txt"], 2, '"t.txt" does not say what kind of file it is; expected .csv, .md, .json'),
-        (["--plot", "p.jpg"], 2, '"p.jpg" does not say what kind of file it is; expected .png'),
+        (["-o", "t.txt"], 2, '"t.txt" does not say what kind of table it is; expected .csv, .md, .json'),
+        (["--plot", "p.jpg"], 2, '"p.jpg" does not say what kind of picture it is; expected .png'),
         (["--plot", "no/p.png"], 2, 'there is no folder "no" to write p.png into; make it first'),
         (["--from", "batch:5", "--until", "batch:5"], 2, "nothing to read"),
         (["--from", "batch:99"], 2, "nothing to read"),
