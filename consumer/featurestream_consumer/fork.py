@@ -194,7 +194,7 @@ def begin_fork(
     if left == 0:
         raise UsageError(
             f"nothing is left to train after {found}: it has epochs={new.epochs}, and they are over",
-            hint=f"give more (--set epochs={2 * new.epochs}), or fork an earlier checkpoint (--at step:N)",
+            hint=f"give more (--set epochs={new.epochs + 10}), or fork an earlier checkpoint (--at step:N)",
         )
     lengths = Lengths(sizes[0].steps(old, plan), sizes[1].steps(new, plan), left)
     made = fork_state(found.state["trainer"], old, new, sizes, lengths)
