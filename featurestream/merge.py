@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from featurestream.batch import FeatureBatch, join
-from featurestream.errors import FingerprintError, GoneError, HoleError, RecordError
+from featurestream.errors import GoneError, RecordError
+from featurestream.follows import check_follows
 from featurestream.manifest import Manifest, check_agrees
 from featurestream.names import tap_topic
 from featurestream.ports import LaneReader, LogRecord, Place, RecordSource
@@ -106,22 +107,10 @@ class LaneMerge:
             except RecordError as error:
                 self._counts.refused += 1
                 raise error.at(raw.topic, raw.lane, raw.offset) from error
-            if headers.fingerprint != self._manifest.fingerprint:
-                raise FingerprintError(
-                    f"record at {topic}, lane {lane}, offset {raw.offset} belongs to fingerprint "
-                    f'{headers.fingerprint}, but stream "{self._manifest.stream}" has {self._manifest.fingerprint}',
-                    hint="another stream was written to this topic; publish under a new name",
-                )
+            check_follows(raw, headers, self._manifest, self._expected[place])
             if headers.batch < self._expected[place]:
                 self._counts.duplicates += 1
                 continue
-            if headers.batch > self._expected[place]:
-                raise HoleError(
-                    f"batch {self._expected[place]} is missing from {topic}, lane {lane}: "
-                    f"offset {raw.offset} holds batch {headers.batch}",
-                    hint="the log has lost records; read around it with --from and --until, or publish anew",
-                    batch=self._expected[place],
-                )
             self._expected[place] += self._layout.lanes
             if headers.batch == number:
                 self._counts.bytes += len(raw.value or b"")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from featurestream.errors import FingerprintError, GoneError, HoleError, InexactError, RecordError
+from featurestream.errors import GoneError, InexactError, RecordError
+from featurestream.follows import check_follows
 from featurestream.manifest import Manifest
 from featurestream.names import tap_topic
 from featurestream.ports import Log, LogRecord, RecordSource
@@ -70,19 +71,7 @@ def _record(source: RecordSource, manifest: Manifest, lanes: Lanes, tap: str, nu
     topic, lane = tap_topic(manifest.stream, tap), manifest.layout.lane_of(number)
     expected = _expected(source, topic, lane, manifest.layout.offset_of(number), number)
     found = expected or _searched(source, topic, lane, lanes.offset_of(topic, lane, number), number)
-    headers = parse_headers(found.headers)
-    if headers.fingerprint != manifest.fingerprint:
-        raise FingerprintError(
-            f"record at {topic}, lane {lane}, offset {found.offset} belongs to fingerprint {headers.fingerprint}, but "
-            f'stream "{manifest.stream}" has {manifest.fingerprint}',
-            hint="another stream was written to this topic; publish under a new name",
-        )
-    if headers.batch > number:
-        raise HoleError(
-            f"batch {number} is missing from {topic}, lane {lane}: offset {found.offset} holds batch {headers.batch}",
-            hint="the log has lost records; read around it with from and until, or publish anew",
-            batch=number,
-        )
+    check_follows(found, parse_headers(found.headers), manifest, number)
     return found
 
 
