@@ -13,6 +13,7 @@ from featurestream.names import record_key, tap_topic
 from featurestream.ports import Log
 from featurestream.record import Record
 from featurestream.wire import Encoder, headers_of
+from featurestream_producer.inputs import sampled_rows, to_extra
 
 CLASSES = 1000
 POOL = 8  # different payloads; together larger than a core's own caches
@@ -42,7 +43,7 @@ def make_manifest(
 
 
 def make_record(manifest: Manifest, batch: int, tap: str) -> Record:
-    """Return one record: ids as ImageNet has them (30 characters), class numbers as labels."""
+    """Return one record, as a producer makes it: ids as ImageNet has them (30 characters), class numbers."""
     places = manifest.layout.sample_range(batch)
     indices = np.arange(places.start, places.stop, dtype=np.int64)
     labels = indices % CLASSES
@@ -61,6 +62,7 @@ def make_record(manifest: Manifest, batch: int, tap: str) -> Record:
         ids=tuple(f"n{label:08d}/n{label:08d}_{index:05d}.JPEG" for index, label in zip(indices, labels, strict=True)),
         labels=labels,
         extracted_ns=1_700_000_000_000_000_000,
+        extra=to_extra([(row, f"{batch:016x}") for row in sampled_rows(batch, len(indices))]),
     )
 
 

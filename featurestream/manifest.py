@@ -17,7 +17,7 @@ from featurestream.errors import RecordError, StreamMismatchError
 from featurestream.identity import MAX_NUMBER
 from featurestream.layout import Layout
 from featurestream.names import STREAM_NAME, TAP_NAME
-from featurestream.record import ITEM_BYTES, MAX_AXES, Record
+from featurestream.record import ITEM_BYTES, MAX_AXES
 
 MANIFEST_KEY: Final = "manifest"
 LEASE_KEY: Final = "producer"
@@ -286,33 +286,6 @@ def check_same(existing: Manifest, wanted: Manifest) -> None:
         hint="name the new stream differently, or ask for what the existing one holds",
         differences=differences,
     )
-
-
-_AGREED: Final = ("fingerprint", "pass", "dtype", "shape", "views", "samples")
-
-
-def check_agrees(record: Record, manifest: Manifest) -> None:
-    """Raise RecordError where a record of one of the manifest's taps is not what the manifest says.
-
-    What a batch holds is arithmetic: its pass, and how many samples have rows or are missing; of requests at most so
-    many.
-    """
-    tap, layout = manifest.tap(record.tap), manifest.layout
-    held = record.rows // record.views + len(record.missing)
-    samples = len(layout.sample_range(record.batch))
-    if manifest.kind is not None:
-        samples = min(held, samples)
-    found = (record.fingerprint, record.pass_number, record.dtype, list(record.shape), record.views, held)
-    pass_number = layout.pass_of(record.batch)
-    expected = (manifest.fingerprint, pass_number, manifest.dtype, tap.shape, manifest.views, samples)
-    if found == expected:
-        return
-    for what, one, other in zip(_AGREED, found, expected, strict=True):
-        if one != other:
-            raise RecordError(
-                f"batch {record.batch} of tap {record.tap} says {what} {one}, by the manifest it is {other}",
-                hint="another program may have written to this topic",
-            )
 
 
 def manifest_differences(one: Manifest, other: Manifest) -> list[tuple[str, str, str]]:

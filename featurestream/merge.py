@@ -6,16 +6,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from featurestream.agreement import Agreement
 from featurestream.batch import FeatureBatch, join
 from featurestream.errors import GoneError, RecordError
 from featurestream.follows import check_follows
-from featurestream.manifest import Manifest, check_agrees
+from featurestream.manifest import Manifest
 from featurestream.names import tap_topic
 from featurestream.ports import LaneReader, LogRecord, Place, RecordSource
 from featurestream.read_counts import ReadCounts
 from featurestream.record import Record
 from featurestream.seek import Lanes
-from featurestream.wire import Decoder, parse_headers
+from featurestream.wire import open_record, parse_headers
 
 POLL_S: Final = 0.25
 
@@ -60,7 +61,7 @@ class LaneMerge:
         self._on_wait = on_wait
         self._readers: dict[Place, LaneReader] = {}
         self._expected: dict[Place, int] = {}
-        self._decoders = {tap: Decoder() for tap in self.taps}
+        self._agreements = {tap: Agreement(manifest, tap) for tap in self.taps}
 
     @property
     def open_lanes(self) -> int:
@@ -77,13 +78,13 @@ class LaneMerge:
         try:
             if raw.value is None:
                 raise RecordError("a tombstone, where a batch should be")
-            record = self._decoders[tap].open(raw.value, (raw.topic, raw.lane, raw.offset))
+            record = open_record(raw.value, (raw.topic, raw.lane, raw.offset))
             if record.batch != number or record.tap != tap:
                 raise RecordError(
                     f"its headers say batch {number} of tap {tap}, its value says batch {record.batch} of tap "
                     f"{record.tap}"
                 )
-            check_agrees(record, self._manifest)
+            self._agreements[tap].check(record)
         except RecordError as error:
             self._counts.refused += 1
             raise error.at(raw.topic, raw.lane, raw.offset) from error

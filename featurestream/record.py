@@ -6,7 +6,7 @@ import functools
 import math
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,19 +37,6 @@ class MissingSample:
     index: int
     id: str
     reason: str
-
-
-class RecordForm(NamedTuple):
-    """What the records of a tap have in common, as it was checked in one of them."""
-
-    stream: str
-    fingerprint: str
-    tap: str
-    views: int
-    dtype: str
-    shape: tuple[int, ...]
-    rows: int
-    payload_bytes: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,38 +116,6 @@ class Record:
         record._check()
         return record
 
-    @classmethod
-    def of_form(
-        cls, form: RecordForm, identity: Identity, payload: NDArray[np.uint8], *, batch: int, pass_number: int,
-        extracted_ns: int,
-    ) -> Record:  # fmt: skip
-        """Return a record of a form that was checked with another one, with no sample missing."""
-        record = object.__new__(cls)
-        set_field = object.__setattr__
-        set_field(record, "stream", form.stream)
-        set_field(record, "fingerprint", form.fingerprint)
-        set_field(record, "tap", form.tap)
-        set_field(record, "batch", batch)
-        set_field(record, "pass_number", pass_number)
-        set_field(record, "views", form.views)
-        set_field(record, "dtype", form.dtype)
-        set_field(record, "shape", form.shape)
-        set_field(record, "payload", payload)
-        set_field(record, "missing", ())
-        set_field(record, "extracted_ns", extracted_ns)
-        set_field(record, "extra", {})
-        set_field(record, "identity", identity)
-        record._check_numbers()
-        record._check_payload(form.payload_bytes)
-        return record
-
-    @property
-    def form(self) -> RecordForm:
-        """What it has in common with the other full batches of its tap."""
-        return RecordForm(
-            self.stream, self.fingerprint, self.tap, self.views, self.dtype, self.shape, self.rows, self.payload.nbytes
-        )
-
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
@@ -173,7 +128,11 @@ class Record:
         row_bytes = _check_form(self.stream, self.fingerprint, self.tap, self.dtype, self.shape)
         if not 1 <= self.views <= MAX_NUMBER:
             raise UsageError(f"views of a record is {self.views}, expected 1 to 2^53 - 1")
-        self._check_numbers()
+        for name, value in (("batch", self.batch), ("pass_number", self.pass_number)):
+            if not 0 <= value <= MAX_NUMBER:
+                raise UsageError(f"{name} of a record is {value}, expected 0 to 2^53 - 1")
+        if not 0 <= self.extracted_ns < 2**63:
+            raise UsageError(f"extracted_ns of a record is {self.extracted_ns}, expected nanoseconds since the epoch")
         payload = self.payload
         if payload.dtype != np.uint8 or payload.ndim != 1 or not payload.flags.c_contiguous:
             raise UsageError(
@@ -181,7 +140,11 @@ class Record:
                 hint="expected contiguous uint8 bytes: array.reshape(-1).view(numpy.uint8)",
             )
         rows = self.identity.rows
-        self._check_payload(rows * row_bytes)
+        if payload.nbytes != rows * row_bytes:
+            raise UsageError(
+                f"the payload of batch {self.batch}, tap {self.tap} has {payload.nbytes} bytes, "
+                f"but {rows} rows of {self.shape} {self.dtype} take {rows * row_bytes}"
+            )
         if rows % self.views:
             raise UsageError(
                 f"batch {self.batch}, tap {self.tap} has {rows} rows, "
@@ -193,20 +156,6 @@ class Record:
                     f"a missing sample of batch {self.batch}, tap {self.tap} has index {sample.index}, "
                     "expected 0 to 2^53 - 1"
                 )
-
-    def _check_numbers(self) -> None:
-        for name, value in (("batch", self.batch), ("pass_number", self.pass_number)):
-            if not 0 <= value <= MAX_NUMBER:
-                raise UsageError(f"{name} of a record is {value}, expected 0 to 2^53 - 1")
-        if not 0 <= self.extracted_ns < 2**63:
-            raise UsageError(f"extracted_ns of a record is {self.extracted_ns}, expected nanoseconds since the epoch")
-
-    def _check_payload(self, expected: int) -> None:
-        if self.payload.nbytes != expected:
-            raise UsageError(
-                f"the payload of batch {self.batch}, tap {self.tap} has {self.payload.nbytes} bytes, "
-                f"but {self.rows} rows of {self.shape} {self.dtype} take {expected}"
-            )
 
     @property
     def rows(self) -> int:

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from featurestream.errors import RecordError, UsageError
 from featurestream.record import Record
-from featurestream.wire.form import Form
 from featurestream.wire.header import record_of, unpack_header
 from featurestream.wire.layout import DAMAGED, checksum_of
 from featurestream.wire.value import split_value
@@ -40,28 +39,6 @@ def open_record(
     """
     packed, payload = _checked(value)
     return record_of(unpack_header(packed), payload, place)
-
-
-class Decoder:
-    """Opens records of one tap, one after the other: the same records as :func:`open_record`, sooner.
-
-    What a header has in common with that of the record before is compared with it instead of being read again. One
-    decoder serves one thread.
-    """
-
-    def __init__(self) -> None:
-        self._form: Form | None = None
-
-    def open(
-        self, value: bytes | memoryview | NDArray[np.uint8] | None, place: tuple[str, int, int] | None = None
-    ) -> Record:
-        """Return the record that a value holds; see :func:`open_record`."""
-        packed, payload = _checked(value)
-        record = None if self._form is None else self._form.read(packed, payload, place)
-        if record is None:
-            record = record_of(unpack_header(packed), payload, place)
-            self._form = Form(record.form)
-        return record
 
 
 def _checked(value: bytes | memoryview | NDArray[np.uint8] | None) -> tuple[bytes, NDArray[np.uint8]]:

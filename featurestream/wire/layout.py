@@ -25,6 +25,7 @@ ALIGN: Final = 16
 PREFIX: Final = struct.Struct(">BBBQBI")
 BIN_32: Final = struct.Struct(">BI")
 ARRAYS: Final = {0xDC: struct.Struct(">H"), 0xDD: struct.Struct(">I")}
+NULL: Final = b"\xc0"
 MAPS: Final = {0xDE: struct.Struct(">H"), 0xDF: struct.Struct(">I")}
 DAMAGED: Final = "it was not written by featurestream, or was damaged on its way"
 UPGRADE: Final = "upgrade featurestream to read it"

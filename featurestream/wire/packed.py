@@ -12,12 +12,10 @@ from featurestream.errors import RecordError
 from featurestream.wire.layout import DAMAGED
 
 
-def unpack(value: Any) -> Any:
-    """Return a header's value, a list or map of those that were skipped among them."""
-    if not isinstance(value, memoryview):
-        return value
+def unpack(packed: bytes) -> Any:
+    """Return a value of a header."""
     try:
-        return msgpack.unpackb(value, ext_hook=refuse_extension, max_ext_len=0)
+        return msgpack.unpackb(packed, ext_hook=_refuse_extension, max_ext_len=0)
     except (msgpack.UnpackException, ValueError, RecursionError) as error:
         raise not_msgpack(error) from error
 
@@ -28,8 +26,7 @@ def not_msgpack(error: Exception) -> RecordError:
     return RecordError(f"the header is not msgpack as a record may hold it: {reason}", hint=DAMAGED)
 
 
-def refuse_extension(code: int, _: bytes) -> Any:
-    """Raise RecordError: a header holds none of msgpack's extension types."""
+def _refuse_extension(code: int, _: bytes) -> Any:
     raise RecordError(f"the header holds msgpack's extension type {code}, expected plain types", hint=DAMAGED)
 
 

@@ -1,0 +1,46 @@
+"""Whether a record is what the manifest says."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from featurestream.errors import RecordError
+from featurestream.manifest import Manifest
+from featurestream.record import Record
+
+_AGREED: Final = ("fingerprint", "pass", "dtype", "shape", "views", "samples")
+
+
+class Agreement:
+    """What a manifest says of every record of one tap.
+
+    What a batch holds is arithmetic: its pass, and how many samples have rows or are missing; of requests at most so
+    many.
+    """
+
+    def __init__(self, manifest: Manifest, tap: str) -> None:
+        self._layout = manifest.layout
+        self._fingerprint = manifest.fingerprint
+        self._dtype = manifest.dtype
+        self._shape = tuple(manifest.tap(tap).shape)
+        self._views = manifest.views
+        self._at_most = manifest.kind is not None
+
+    def check(self, record: Record) -> None:
+        """Raise RecordError where a record of this tap is not what the manifest says."""
+        layout = self._layout
+        held = record.rows // record.views + len(record.missing)
+        samples = len(layout.sample_range(record.batch))
+        if self._at_most:
+            samples = min(held, samples)
+        found = (record.fingerprint, record.pass_number, record.dtype, record.shape, record.views, held)
+        pass_number = layout.pass_of(record.batch)
+        expected = (self._fingerprint, pass_number, self._dtype, self._shape, self._views, samples)
+        if found == expected:
+            return
+        for what, one, other in zip(_AGREED, found, expected, strict=True):
+            if one != other:
+                raise RecordError(
+                    f"batch {record.batch} of tap {record.tap} says {what} {one}, by the manifest it is {other}",
+                    hint="another program may have written to this topic",
+                )
