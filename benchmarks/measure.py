@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+TOLD_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +58,17 @@ class Ratio:
 def in_turn(ways: Mapping[str, Callable[[], Run]], repeats: int) -> Runs:
     """Return what each way did, a run a repeat, by its name.
 
-    Every way runs once before, unmeasured. Every other repeat goes backwards, so that none of them always comes after
-    the same one.
+    Every way runs once before, unmeasured; that tells how long the rest takes, which is printed where it is long. Every
+    other repeat goes backwards, so that none of them always comes after the same one.
     """
     names = list(ways)
     runs: dict[str, list[Run]] = {name: [] for name in names}
+    began = time.perf_counter()
     for name in names:
         ways[name]()
+    expected_s = (time.perf_counter() - began) * repeats
+    if expected_s >= TOLD_S:
+        print(f"    {', '.join(names)}: {repeats} repeats, about {expected_s:.0f} s", file=sys.stderr, flush=True)
     for repeat in range(repeats):
         for name in reversed(names) if repeat % 2 else names:
             runs[name].append(ways[name]())

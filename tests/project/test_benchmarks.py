@@ -61,6 +61,23 @@ def test_ways_are_measured_in_turn_forwards_and_backwards_after_one_run_that_doe
     assert found == {"a": runs(3, 6, 7), "b": runs(4, 5, 8)}
 
 
+def test_what_takes_long_says_so_after_the_first_round(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("benchmarks.measure.time.perf_counter", lambda: now_s)
+
+    def way(seconds: float) -> Run:
+        nonlocal now_s
+        now_s += seconds
+        return Run(1.0, 0.0)
+
+    in_turn({"bare": lambda: way(0.4), "ours": lambda: way(0.8)}, 4)
+    assert capsys.readouterr().err == ""
+    in_turn({"bare": lambda: way(4), "ours": lambda: way(8)}, 4)
+    assert capsys.readouterr().err == "    bare, ours: 4 repeats, about 48 s\n"
+
+
 def test_a_ratio_is_the_median_of_the_repeats_ratios() -> None:
     found = ratio({"ours": runs(90, 50, 99), "bare": runs(100, 100, 90)}, "ours", "bare")
     assert found == Ratio(0.9, 0.5, 1.1)
