@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from featurestream.closing import Closing
 from featurestream.compacted import records_until
-from featurestream.errors import RecordError, StreamNotFoundError, nearest
+from featurestream.errors import RecordError, StreamNotFoundError, names_text, nearest
 from featurestream.health import CANARY_KEY, HEALTH_PREFIX, Canary, Health
 from featurestream.manifest import (
     END_KEY,
@@ -216,5 +216,5 @@ def require_manifest(log: Log, stream: str) -> Manifest:
     known = [name for name in list_streams(log) if name != stream]
     near = nearest(stream, known)
     parts = [f'did you mean "{near}"?'] if near else []
-    parts.append(f"there are: {', '.join(known)}" if known else "there are none yet: make one with featurectl produce")
+    parts.append(f"there are: {names_text(known)}" if known else "there are none yet: make one with featurectl produce")
     raise StreamNotFoundError(f'there is no stream "{stream}"', hint="; ".join(parts), stream=stream, known=known)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from starlette.requests import Request
 
-from featurestream.errors import StreamNotFoundError, UsageError
+from featurestream.errors import StreamNotFoundError, UsageError, names_text
 from featurestream.experiments import find_experiment
 from featurestream.manifest_topic import list_streams
 from featurestream.ports import Log
@@ -173,7 +173,7 @@ class Gateway:
             raise StreamNotFoundError("there is no stream yet", hint="make one with featurectl produce")
         raise UsageError(
             f"there are {len(known)} streams, and none was named",
-            hint=f"add stream=S, or start the gateway with --stream S; there are: {', '.join(known[:24])}",
+            hint=f"add stream=S, or start the gateway with --stream S; there are: {names_text(known)}",
         )
 
     # ---- rows -------------------------------------------------------------------------------------------------------

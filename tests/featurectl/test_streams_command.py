@@ -264,6 +264,14 @@ def test_an_unknown_stream_is_the_callers_mistake_and_the_nearest_is_suggested(c
     )
 
 
+def test_of_many_streams_the_first_are_named_and_the_others_counted(cli, log) -> None:
+    for number in range(100, 130):
+        publish(log, make_manifest(f"s{number}"))
+    err = cli("streams", "digits").err
+    assert err.startswith('error: there is no stream "digits"; there are: s100, s101, ')
+    assert err.endswith(", s123, ... 6 more\n")
+
+
 def test_a_stream_that_cannot_be_read_hides_no_other_and_decides_the_exit_code(cli, log) -> None:
     publish(log, make_manifest("good"))
     log.create_topic(manifest_topic("bad"), 1, {})

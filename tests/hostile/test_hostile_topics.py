@@ -6,6 +6,7 @@ The invariant is that of the corpus: a typed error in one line or a true reading
 from __future__ import annotations
 
 import json
+import logging
 import struct
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from tests.support import append, create, make_batch_record, make_manifest
 
 pytestmark = pytest.mark.broker
 
+SILENT = logging.Logger("hostile", logging.CRITICAL)  # a plain producer lives on when the broker has ended
 TAP = "avgpool"
 MB = 2**20
 TRAIN = ("--tap", TAP, "--head", "linear", "--epochs", "1", "--device", "cpu", "--reporter", "jsonl")
@@ -101,7 +103,7 @@ def send(producer: Producer, manifest: Manifest, numbers: Sequence[int]) -> None
 def explode(broker: Cluster, manifest: Manifest, codec: str, size: int, count: int = 1) -> None:
     """Append batches of one record of zeros in place of batch 1: ``size`` bytes unpacked, a few kB on the way."""
     limits = {"message.max.bytes": 1_000_000_000, "batch.size": 900_000_000, "compression.type": codec}
-    producer = Producer({"bootstrap.servers": broker.bootstrap_servers, **limits})
+    producer = Producer({"bootstrap.servers": broker.bootstrap_servers, **limits}, logger=SILENT)
     errors: list[KafkaError | None] = []
     headers = list(headers_of(make_batch_record(manifest, 1, TAP)))
     for _ in range(count):
@@ -239,7 +241,7 @@ def test_a_batch_that_compaction_has_moved_from_the_beginning_is_gone_as_after_r
 @pytest.fixture
 def transactional(broker: Cluster, unique: str) -> Producer:
     """A client of another program that writes in transactions, as a mirror does that promises exactly once."""
-    producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "transactional.id": unique})
+    producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "transactional.id": unique}, logger=SILENT)
     producer.init_transactions(30)
     return producer
 
@@ -301,7 +303,7 @@ def test_what_another_application_writes_into_a_tap_is_refused_with_its_place(
 ):  # fmt: skip
     create(log, manifest)
     append(log, manifest, [0])
-    producer = Producer({"bootstrap.servers": broker.bootstrap_servers})
+    producer = Producer({"bootstrap.servers": broker.bootstrap_servers}, logger=SILENT)
     for key in (None, b"0/1", b"\xff\xfe"):
         producer.produce(tap_topic(manifest.stream, TAP), value, key, 0, headers=headers)
     assert producer.flush(10) == 0
@@ -315,7 +317,7 @@ def test_a_manifests_topic_of_another_application_is_no_stream(broker, log, mani
     topic = manifest_topic(unique)
     log.create_topic(topic, 3, {})
     log.create_topic(tap_topic(unique, TAP), 3, {})
-    producer = Producer({"bootstrap.servers": broker.bootstrap_servers})
+    producer = Producer({"bootstrap.servers": broker.bootstrap_servers}, logger=SILENT)
     for lane_number in range(3):
         for key in (None, b"7", b"order/7", b"\xff"):
             producer.produce(topic, b'{"order": 7, "stream": "x", "format": 1}', key, lane_number)
