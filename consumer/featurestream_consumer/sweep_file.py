@@ -221,7 +221,10 @@ def _flat(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
         field, dot, argument = str(key).partition(".")
         if field not in known or (dot and (not argument or not field.endswith("_args"))):
             dotted = [f"{name}_args.{argument}" for name in NAMED] if dot else []
-            raise UnknownNameError(f"setting in {where}", str(key), [*known, *dotted])
+            raise UnknownNameError(
+                f"setting in {where}", str(key), [*known, *dotted],
+                where="arguments follow what takes them: optimizer_args.lr, head_args.hidden",
+            )  # fmt: skip
     return {"taps" if key == "tap" else str(key): value for key, value in settings.items()}
 
 

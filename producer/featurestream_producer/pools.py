@@ -131,6 +131,11 @@ def _own_arguments(
             f'pool "{name}" does not take {_shown(arguments)}: {error}', hint=_form(name, fixed)
         ) from error
     parameters = signature.parameters
+    if name in POOLS or fixed:
+        for key, value in arguments.items():
+            kind = type(parameters[key].default)
+            if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+                raise UsageError(f'pool "{name}" does not take {key}={value}', hint=_form(name, fixed))
     return {
         key: value
         for key, value in sorted(arguments.items())

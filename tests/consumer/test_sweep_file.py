@@ -75,6 +75,7 @@ def test_names_are_made_safe_for_folders_and_never_too_long() -> None:
         ({"grid": {"optimizer_arg.lr": [1]}}, UnknownNameError, 'did you mean "optimizer_args.lr"?'),
         ({"base": {"taps": "t", "hed": "mlp"}, "grid": {"seed": [1]}}, UnknownNameError, 'did you mean "head"?'),
         ({"runs": [{"x": 1}]}, UnknownNameError, 'unknown setting in runs[0] "x"'),
+        ({"grid": {"lr": [0.1]}}, UnknownNameError, "arguments follow what takes them: optimizer_args.lr"),
         ({}, UsageError, "the sweep has no experiments; give grid"),
         ({"grid": {"seed": []}}, UsageError, "the sweep has no experiments: seed in grid has no values"),
         (

@@ -97,6 +97,9 @@ def test_a_pool_refuses_another_kind_of_output(name: str, shape: tuple[int, ...]
         ("gem", {"q": 1}, r'pool "gem" does not take q=1: .*; expected gem\(p=3.0, channels=first\)'),
         ("cls", {"p": 1}, r'pool "cls" does not take p=1: .*; cls takes no arguments'),
         ("avg2", {"size": 3}, r'pool "avg2" does not take size=3: .*; expected avg2\(channels=first\)'),
+        ("gem", {"p": "x"}, r'pool "gem" does not take p=x; expected gem\(p=3.0, channels=first\)'),
+        ("meantokens", {"skip": 1.5}, r'pool "meantokens" does not take skip=1.5; expected meantokens\(skip=1\)'),
+        ("gap", {"channels": 2}, r'pool "gap" does not take channels=2; expected gap\(channels=first\)'),
     ],
 )
 def test_an_argument_that_a_pool_does_not_have_is_refused(
