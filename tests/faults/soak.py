@@ -45,7 +45,7 @@ STREAM = "soak"
 TRAINERS = 5
 EVERY_S = 0.5  # between two samples
 START_S = 300.0  # a machine that is busy with other things gets time
-COMPARED_S = 1200.0
+COMPARED_S = 1200.0  # of a short soak; of a long one twice its own time
 #: Of each life, from when there was progress after it had begun: what a program takes while it starts is no growth, and
 #: one that begins while the broker is away starts when that is back.
 WARM_S = 8.0
@@ -246,7 +246,7 @@ def soak(minutes: float, seed: int, folder: Path, say: Callable[[str], None] = p
         if follower.error:
             raise AssertionError(follower.error)
         resumed = folder / "pieces.txt"
-        steps = compared(runs, address, folder)
+        steps = compared(runs, address, folder, max(COMPARED_S, 120 * minutes))
         pieces = [line.split() for line in resumed.read_text().splitlines()]
         files = Files(
             reference=reference(images, folder, follower.total),
@@ -337,7 +337,7 @@ def experiment(runs: Path, number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def compared(runs: Path, address: str, folder: Path) -> list[tuple[list[str], list[str]]]:
+def compared(runs: Path, address: str, folder: Path, limit_s: float) -> list[tuple[list[str], list[str]]]:
     """Return each trainer's weights at a late step, and those of an undisturbed run up to the same one, as words.
 
     The step is that of the last checkpoint but one: after the newest there may be nothing to read, and an undisturbed
@@ -357,7 +357,7 @@ def compared(runs: Path, address: str, folder: Path) -> list[tuple[list[str], li
         others[-1].start()
     undisturbed = []
     for program in others:
-        assert program.wait(COMPARED_S) == 0, f"{program.role} did not come to its step: see {program.arguments[-1]}"
+        assert program.wait(limit_s) == 0, f"{program.role} did not come to its step: see {program.arguments[-1]}"
         undisturbed.append(Path(program.arguments[-2]).read_text(encoding="utf-8"))
     return [(words, [*words[:-1], other]) for words, other in zip(results, undisturbed, strict=True)]
 
