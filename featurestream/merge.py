@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from featurestream.agreement import Agreement
+from featurestream.agreement import Agreement, check_follows
 from featurestream.batch import FeatureBatch, join
 from featurestream.errors import GoneError, RecordError
-from featurestream.follows import check_follows
 from featurestream.manifest import Manifest
 from featurestream.names import tap_topic
 from featurestream.ports import LaneReader, LogRecord, Place, RecordSource

@@ -53,7 +53,7 @@ def _array(data: memoryview) -> tuple[int, int]:
     return number_at(data, 0, ARRAYS, "value", "an array")
 
 
-def integer_at(data: memoryview | bytes, at: int, what: str) -> tuple[int, int]:
+def integer_at(data: memoryview, at: int, what: str) -> tuple[int, int]:
     """Return the integer at ``at``, and where it ends."""
     if at < len(data) and data[at] <= 0x7F:
         return data[at], at + 1

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from featurestream.agreement import check_follows
 from featurestream.errors import GoneError, InexactError, RecordError
-from featurestream.follows import check_follows
 from featurestream.manifest import Manifest
 from featurestream.names import tap_topic
 from featurestream.ports import Log, LogRecord, RecordSource
