@@ -21,6 +21,7 @@ from featurestream.absent import no_lane
 from featurestream.closing import Closing
 from featurestream.cluster import Cluster
 from featurestream.errors import BrokerError, StreamMismatchError, UsageError
+from featurestream.kafka.admin import describe
 from featurestream.kafka.client import CONNECT_S, Home, Reports, ask, open_client
 from featurestream.kafka.config import LANE_QUEUE_KBYTES, SINK_QUEUE_KBYTES, admin_settings, check_properties
 from featurestream.kafka.errors import NO_LANE, code_of, request_failed
@@ -95,9 +96,7 @@ class KafkaLog(Closing):
 
     def topics(self) -> dict[str, int]:
         """Return every topic's name and number of lanes."""
-        doing = "cannot list the topics"
-        self._brokers(doing)  # connects: list_topics() as a client's first question waits for that in steps of 50 ms
-        found = self._ask(doing, lambda client, look_s: client.list_topics(timeout=look_s)).topics
+        found = self._ask("cannot list the topics", describe).topics
         # A topic that is just being deleted is listed with an error and without lanes.
         return {name: len(topic.partitions) for name, topic in found.items() if topic.partitions}
 
@@ -110,7 +109,7 @@ class KafkaLog(Closing):
         if lanes < 1:
             raise UsageError(f'topic "{topic}" needs at least one lane, got {lanes}')
         doing = f'cannot create the topic "{topic}"'
-        replicas = min(REPLICAS, self._brokers(doing))
+        replicas = min(REPLICAS, len(self._ask(doing, describe).brokers))
         config = {"min.insync.replicas": "2" if replicas == REPLICAS else "1", **settings}
         new = NewTopic(topic, num_partitions=lanes, replication_factor=replicas, config=config)
         self._ask(
@@ -237,12 +236,6 @@ class KafkaLog(Closing):
             if code_of(error) in unless:
                 return None
             raise request_failed(error, doing, self.cluster.bootstrap_servers, right) from error
-
-    def _brokers(self, doing: str) -> int:
-        """Return how many brokers the cluster has."""
-        return len(
-            self._ask(doing, lambda client, look_s: client.describe_cluster(request_timeout=look_s).result()).nodes
-        )
 
     def _lanes_of(self, doing: str, topic: str) -> int | None:
         """Return a topic's number of lanes, or None where the cluster shows no such topic."""
