@@ -1,4 +1,10 @@
-"""A client of the Kafka library, with what it reports aside: through its error callback and its log lines."""
+"""A client of the Kafka library, with what it reports aside: through its error callback and its log lines.
+
+A client can be lost. A broker that was stopped for longer than its session knows of no broker until it has told the
+controller that it is back; a client that hears so forgets all that it knows, and in one case of ten (measured) has
+none left to ask again: librdkafka's issue 5301, open, seen in 2.13 and 2.16. Whoever waits for it gives up in time, and
+the next question is asked by a new client.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +50,8 @@ class Reports:
     Attributes:
         address: the cluster's address, for messages.
         contact: whether the cluster has ever answered.
-        reason: the last report of a lost or refused connection since then, in the client's words.
+        reason: the last report of a lost or refused connection since then, in the client's words; or why the cluster
+            does not do what it is asked, in a broker's.
         doubt: whether anything was reported since somebody last looked.
     """
 
@@ -142,6 +149,8 @@ def ask(
             reports.check()
             if code_of(error) not in PASSING:
                 raise
+            if code_of(error) > 0:  # a broker's own word, not the client's
+                reports.reason = error.args[0].str()
             waited_s = time.monotonic() - began
             if waited_s >= limit_s:
                 raise reports.unreachable(waited_s) from error

@@ -18,6 +18,7 @@ from typing import Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from featurestream.cluster import Cluster
+from featurestream.errors import BrokerError
 from featurestream.kafka.client import CONNECT_S, Reports, ask, open_client
 from featurestream.kafka.config import group_settings
 from featurestream.kafka.errors import PASSING, code_of
@@ -102,6 +103,9 @@ class Groups:
         except KafkaException as error:
             if code_of(error) == KafkaError.GROUP_AUTHORIZATION_FAILED:  # which a client is told once
                 keep = False
+            raise
+        except BrokerError:
+            keep = False  # it may be lost, see kafka/client.py
             raise
         finally:
             with self._lock:

@@ -15,6 +15,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import ConfigResource
+from confluent_kafka.admin._metadata import ClusterMetadata
 from confluent_kafka.cimpl import NewTopic
 
 from featurestream.absent import no_lane
@@ -96,7 +97,7 @@ class KafkaLog(Closing):
 
     def topics(self) -> dict[str, int]:
         """Return every topic's name and number of lanes."""
-        found = self._ask("cannot list the topics", describe).topics
+        found = self._describe("cannot list the topics").topics
         # A topic that is just being deleted is listed with an error and without lanes.
         return {name: len(topic.partitions) for name, topic in found.items() if topic.partitions}
 
@@ -109,7 +110,7 @@ class KafkaLog(Closing):
         if lanes < 1:
             raise UsageError(f'topic "{topic}" needs at least one lane, got {lanes}')
         doing = f'cannot create the topic "{topic}"'
-        replicas = min(REPLICAS, len(self._ask(doing, describe).brokers))
+        replicas = min(REPLICAS, len(self._describe(doing).brokers))
         config = {"min.insync.replicas": "2" if replicas == REPLICAS else "1", **settings}
         new = NewTopic(topic, num_partitions=lanes, replication_factor=replicas, config=config)
         self._ask(
@@ -232,10 +233,20 @@ class KafkaLog(Closing):
         limit_s = self._stall_s if reports.contact else CONNECT_S
         try:
             return ask(client, reports, limit_s, lambda look_s: question(client, look_s))
+        except BrokerError:
+            self.__dict__.pop(
+                "_admin", None
+            )  # the next question gets a new client: this one may be lost, see kafka/client.py
+            raise
         except KafkaException as error:
             if code_of(error) in unless:
                 return None
             raise request_failed(error, doing, self.cluster.bootstrap_servers, right) from error
+
+    def _describe(self, doing: str) -> ClusterMetadata:
+        """Return the cluster's brokers and topics."""
+        found: ClusterMetadata = self._ask(doing, lambda client, look_s: describe(client, self._admin[1], look_s))
+        return found
 
     def _lanes_of(self, doing: str, topic: str) -> int | None:
         """Return a topic's number of lanes, or None where the cluster shows no such topic."""
