@@ -234,9 +234,7 @@ class KafkaLog(Closing):
         try:
             return ask(client, reports, limit_s, lambda look_s: question(client, look_s))
         except BrokerError:
-            self.__dict__.pop(
-                "_admin", None
-            )  # the next question gets a new client: this one may be lost, see kafka/client.py
+            self.__dict__.pop("_admin", None)  # it may be lost, see kafka/client.py: the next question gets a new one
             raise
         except KafkaException as error:
             if code_of(error) in unless:

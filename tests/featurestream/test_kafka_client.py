@@ -152,6 +152,16 @@ def test_what_the_cluster_answers_passes_and_what_passes_is_asked_again():
         ask(client, reports, 10.0, refuse)
 
 
+def test_what_a_broker_says_to_the_end_is_the_reason():
+    client, reports = open_client(AdminClient, admin_settings(NOWHERE, "me"))
+
+    def question(look_s: float) -> str:
+        raise KafkaException(KafkaError(KafkaError.BROKER_NOT_AVAILABLE, "none of its brokers is ready"))
+
+    with pytest.raises(BrokerError, match="for 0 s: none of its brokers is ready"):
+        ask(client, reports, 0.2, question)
+
+
 def test_log_lines_go_to_our_logger_and_repeats_are_left_out(caplog):
     caplog.set_level(logging.INFO, "featurestream.kafka")
     client, reports = open_client(AdminClient, admin_settings(NOWHERE, "me"))
