@@ -42,20 +42,25 @@ def record_of(packed: bytes, payload: NDArray[np.uint8], place: tuple[str, int, 
 
     Types are checked here; what the values may be is a record's own rule.
     """
-    entries = _map(packed)
     try:
-        record = known_record(packed, entries, payload, place)
-        return _any_record(_unpacked(packed, entries), payload, place) if record is None else record
+        record = known_record(packed, _map(packed), payload, place)
+        return record_by_key(packed, payload, place) if record is None else record
     except UsageError as error:
         raise RecordError(error.message, hint=error.hint or DAMAGED) from error
 
 
-def _unpacked(packed: bytes, entries: int) -> Header:
+def record_by_key(packed: bytes, payload: NDArray[np.uint8], place: tuple[str, int, int] | None) -> Record:
+    """Return the record of a header of any keys, or raise what is wrong with it."""
+    return _record(_unpacked(packed), payload, place)
+
+
+def _unpacked(packed: bytes) -> Header:
     """Return the header's map: each value as it is packed.
 
     Nothing is built from a value before its key is known: skipping takes no memory, and proves that every length is
     backed by bytes.
     """
+    entries = _map(packed)
     try:
         header = _MAP.decode(packed)
     except msgspec.ValidationError as error:
@@ -75,7 +80,7 @@ def _map(packed: bytes) -> int:
     return entries
 
 
-def _any_record(header: Header, payload: NDArray[np.uint8], place: tuple[str, int, int] | None) -> Record:
+def _record(header: Header, payload: NDArray[np.uint8], place: tuple[str, int, int] | None) -> Record:
     later = _check_keys(header)
     batch, tap = _whole(header, "batch"), _text(header, "tap")
     lists = (bytes(header["indices"]), bytes(header["ids"]), bytes(header["labels"]))
