@@ -209,7 +209,7 @@ class FeatureStream(Closing):
 
         if self._cluster is None:  # pragma: no cover
             raise UsageError("neither a log nor a cluster is known")
-        return stack.enter_context(KafkaLog(self._cluster, queue_kbytes=self._queue_kbytes))
+        return stack.enter_context(KafkaLog(self._cluster, queue_kbytes=self._queue_kbytes, known=self.offsets))
 
     def _place(self) -> ReaderPlace:
         batch = self.position.batch
