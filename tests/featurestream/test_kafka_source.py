@@ -12,6 +12,7 @@ from featurestream.errors import GoneError, StreamNotFoundError, UsageError
 from featurestream.kafka import KafkaLog, KafkaSource
 from featurestream.kafka import source as module
 from featurestream.stream import FeatureStream
+from tests.contracts.source_contract import SourceContract
 from tests.support import make_manifest, publish
 
 pytestmark = pytest.mark.broker
@@ -146,8 +147,7 @@ def test_a_lane_that_is_known_and_gone_all_the_same_is_named_by_its_reader(broke
     with KafkaSource(broker, stall_s=0.5, known={(unique, 7)}) as source:
         reader = source.read(unique, 7, 0)
         with pytest.raises(StreamNotFoundError, match=f'"{unique}" with a lane 7'):
-            for _ in range(40):
-                reader.poll(0.5)
+            SourceContract.poll_for(reader, 60.0)
         reader.close()
 
 
