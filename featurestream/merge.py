@@ -96,10 +96,7 @@ class LaneMerge:
         lane = self._layout.lane_of(number)
         place = (topic, lane)
         if place not in self._readers:
-            known = self._found.get((topic, lane, number))
-            offset = self._lanes.offset_of(topic, lane, number) if known is None else known
-            self._readers[place] = self._source.read(topic, lane, offset)
-            self._expected[place] = number
+            self._open(lane, number)
         while True:
             raw = self._poll(place, number)
             self._offsets[place] = raw.offset + 1
@@ -115,6 +112,15 @@ class LaneMerge:
                 self._counts.bytes += len(raw.value or b"")
                 return raw
             # Another shard's.
+
+    def _open(self, lane: int, number: int) -> None:
+        """Open a lane of all taps, so that they connect at the same time."""
+        for topic in self._topics.values():
+            if (topic, lane) not in self._readers:
+                known = self._found.get((topic, lane, number))
+                offset = self._lanes.offset_of(topic, lane, number) if known is None else known
+                self._readers[topic, lane] = self._source.read(topic, lane, offset)
+                self._expected[topic, lane] = number
 
     def close(self) -> None:
         """Close the lanes; idempotent."""
