@@ -20,7 +20,7 @@ from featurestream.kafka.config import LANE_QUEUE_KBYTES, reader_settings
 from featurestream.manifest import Manifest
 from featurestream.names import manifest_topic, tap_topic
 from featurestream.position import StartPoint
-from featurestream.seek import Lanes, resolve_start
+from featurestream.seek import Lanes, find_start
 from featurestream.stream import FeatureStream
 from featurestream.topics import tap_topic_settings
 from featurestream.wire import decode
@@ -51,7 +51,8 @@ def run(
         theme="seek",
         question="From a time in the middle of the log to the first batch, exact over all lanes and decoded, against "
         "bare `offsets_for_times` for all lanes, `assign` and the poll of one record. `open`: both have their "
-        "connections for look-ups, and ours, as always, makes a new one to read. `new`: a new `FeatureStream`, with "
+        "connections for look-ups, ours has looked at each lane's first record before, and, as always, makes a new "
+        "connection to read. `new`: a new `FeatureStream`, with "
         "the search for the cluster and the manifest, against a new Consumer. `from batch` is ours told the batch's "
         "number instead of a time.",
         tables=[
@@ -80,7 +81,7 @@ def _compare(cluster: Cluster, log: KafkaLog, manifest: Manifest, repeats: int) 
         lanes = Lanes(source, layout, [topic])
         ways: dict[str, Callable[[int], float]] = {
             "bare, open": lambda place: _bare(consumer, topic, layout.lanes, times_ms[place], time.perf_counter()),
-            "batch, open": lambda place: _open(lanes, targets[place]),
+            "batch, open": lambda place: _open(lanes, StartPoint("batch", targets[place])),
             "time, open": lambda place: _open(lanes, StartPoint("time", times_ms[place])),
             "bare, new": lambda place: _bare_new(cluster, topic, layout.lanes, times_ms[place]),
             "batch, new": lambda place: _new(cluster, manifest, f"batch:{targets[place]}"),
@@ -110,11 +111,13 @@ def _new(cluster: Cluster, manifest: Manifest, start: str) -> float:
     return seconds
 
 
-def _open(lanes: Lanes, start: StartPoint | int) -> float:
+def _open(lanes: Lanes, start: StartPoint) -> float:
     began = time.perf_counter()
-    batch = start if isinstance(start, int) else resolve_start(start, lanes).batch
-    topic, lane = lanes.topics[0], lanes.layout.lane_of(batch)
-    with closing(lanes.source.read(topic, lane, lanes.offset_of(topic, lane, batch))) as reader:
+    position, offsets = find_start(start, lanes)
+    batch, place = position.batch, (lanes.topics[0], lanes.layout.lane_of(position.batch))
+    # As a FeatureStream does: the offsets of all lanes, so that a range that is partly gone is refused.
+    offsets = offsets or lanes.offsets_of({at: lanes.layout.next_in_lane(at[1], batch) for at in lanes.places()})
+    with closing(lanes.source.read(*place, offsets[place])) as reader:
         record = reader.poll(10)
         if record is None or record.value is None or decode(record.value).batch != batch:
             raise RuntimeError(f"batch {batch} did not come")

@@ -33,10 +33,11 @@ class TapRows:
 
     def numpy(self) -> NDArray[Any]:
         """Return (rows, *shape): a view, except that bfloat16 is widened to float32, which NumPy has."""
-        flat = self.payload.reshape(-1)
+        shape = self.shape
         if self.dtype == "bfloat16":
-            return widen_bfloat16(flat).reshape(-1, *self.shape)
-        return flat.view(NUMPY_DTYPES[self.dtype]).reshape(self.payload.shape[0], *self.shape)
+            return widen_bfloat16(self.payload.reshape(-1)).reshape(-1, *shape)
+        numbers = self.payload.view(NUMPY_DTYPES[self.dtype])  # (rows, numbers of a row)
+        return numbers if len(shape) == 1 else numbers.reshape(len(numbers), *shape)
 
     def tensor(self) -> torch.Tensor:
         """Return a torch view (rows, *shape) in the stream's dtype. Do not write into it."""
@@ -166,16 +167,16 @@ def join(records: Sequence[Record]) -> FeatureBatch:
                 hint="the taps' topics are not of one extraction; publish the stream again under a new name",
                 batch=first.batch,
             )
-    rows = first.rows
+    identity, number = first.identity, first.batch
+    rows, taps = identity.rows, {}
+    for record in records:
+        taps[record.tap] = TapRows(record.payload.reshape(rows, record.row_bytes), record.dtype, record.shape)
     return FeatureBatch.of(
-        Position(first.batch),
-        Position(first.batch + 1),
-        first.identity,
+        Position(number),
+        Position(number + 1),
+        identity,
         pass_number=first.pass_number,
-        taps={
-            record.tap: TapRows(record.payload.reshape(rows, record.row_bytes), record.dtype, record.shape)
-            for record in records
-        },
+        taps=taps,
         missing=first.missing,
     )
 

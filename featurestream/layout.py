@@ -50,6 +50,10 @@ class Layout:
         """Return a batch's offset in its lane, where that lane holds no duplicate and was never mirrored."""
         return batch // self.lanes
 
+    def batch_at(self, lane: int, offset: int) -> int:
+        """Return the batch at an offset of a lane that holds no duplicate and was never mirrored."""
+        return offset * self.lanes + lane
+
     def sample_range(self, batch: int) -> range:
         """Return which places of its pass's permutation a batch covers."""
         first = batch % self.pass_batches * self.batch_samples

@@ -198,18 +198,21 @@ def list_streams(log: Log) -> list[str]:
     return sorted(stream for topic in log.topics() if (stream := stream_of_manifest_topic(topic)) is not None)
 
 
-def require_manifest(log: Log, stream: str) -> Manifest:
+def require_manifest(log: Log, stream: str, *, source: RecordSource | None = None) -> Manifest:
     """Return a stream's manifest, or raise StreamNotFoundError that lists the streams and suggests the nearest.
 
-    Where a cluster does not let the login see the topic, that is a BrokerError that names the right.
+    It is read from ``source``, which stays the caller's, or from one of its own. Where a cluster does not let the login
+    see the topic, that is a BrokerError that names the right.
     """
-    source = log.source()
+    check_stream_name(stream)
+    own = source or log.source()
     try:
-        manifest = read_facts(source, check_stream_name(stream)).manifest
+        manifest = read_facts(own, stream).manifest
     except StreamNotFoundError:
         manifest = None
     finally:
-        source.close()
+        if own is not source:
+            own.close()
     if manifest is not None:
         return manifest
     # A topic of this name may be there all the same: created, but its producer has published nothing yet.

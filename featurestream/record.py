@@ -103,16 +103,42 @@ class Record:
         check_labels(labels, where)
 
     @classmethod
-    def of(cls, identity: Identity, **fields: Any) -> Record:
+    def of(
+        cls,
+        identity: Identity,
+        *,
+        stream: str,
+        fingerprint: str,
+        tap: str,
+        batch: int,
+        pass_number: int,
+        views: int,
+        dtype: str,
+        shape: tuple[int, ...],
+        payload: NDArray[np.uint8],
+        missing: tuple[MissingSample, ...],
+        extracted_ns: int,
+        extra: dict[str, Any],
+    ) -> Record:
         """Return a record whose ``indices``, ``ids`` and ``labels`` are those of ``identity``: taken when asked for.
 
-        ``fields`` are all the others. What they say is checked as ever; the identity answers for itself.
+        What the fields say is checked as ever; the identity answers for itself.
         """
         record = object.__new__(cls)
-        set_field = object.__setattr__
-        set_field(record, "identity", identity)
-        for name, value in fields.items():
-            set_field(record, name, value)
+        put = object.__setattr__
+        put(record, "identity", identity)
+        put(record, "stream", stream)
+        put(record, "fingerprint", fingerprint)
+        put(record, "tap", tap)
+        put(record, "batch", batch)
+        put(record, "pass_number", pass_number)
+        put(record, "views", views)
+        put(record, "dtype", dtype)
+        put(record, "shape", shape)
+        put(record, "payload", payload)
+        put(record, "missing", missing)
+        put(record, "extracted_ns", extracted_ns)
+        put(record, "extra", extra)
         record._check()
         return record
 

@@ -9,7 +9,7 @@ Numbers in a lane never skip: a record's number is at most L more than the great
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from featurestream.errors import GoneError, RecordError, UsageError
 from featurestream.layout import Layout
@@ -37,6 +37,7 @@ class Lanes:
     source: RecordSource
     layout: Layout
     topics: Sequence[str]
+    _never_early: set[Place] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def places(self) -> list[Place]:
         """Return every (topic, lane)."""
@@ -80,15 +81,73 @@ class Lanes:
         That is one more than the greatest batch appended before it. Where retention may have deleted records that were
         appended after the time, the answer cannot be known: GoneError.
         """
-        offsets = self.source.offsets_at_time(self.places(), time_ms)
+        return self.begin_at_time(time_ms)[0]
+
+    def begin_at_time(self, time_ms: int) -> tuple[int, dict[Place, int]]:
+        """Return :meth:`since_time`, and where that was learned on the way, the offsets to read from.
+
+        Those are, for each lane, the offset of the first batch in it that is not below the answer, as
+        :meth:`offsets_of` finds it.
+        """
+        ends = self.source.offsets_at_time(self.places(), time_ms)
         bounds = self._bounds()
+        batch = self._since_by_arithmetic(ends, bounds)
+        if batch is None:
+            return self._since(ends, bounds), {}
+        # No lane holds a batch before its own offset: what stands there, or next, comes before all later ones.
+        return batch, {
+            place: min(self.layout.offset_of(self.layout.next_in_lane(place[1], batch)), held.high)
+            for place, held in bounds.items()
+        }
+
+    def _since(self, ends: Mapping[Place, int], bounds: Mapping[Place, Bounds]) -> int:
+        """Return the answer for a time that lies before the offset ``ends`` of each lane, whatever the lanes hold."""
         # Where a record from before the time is left, nothing after it is gone.
-        open_ended = {place: held for place, held in bounds.items() if offsets[place] <= held.low}
+        open_ended = {place: held for place, held in bounds.items() if ends[place] <= held.low}
         begins_with = self._first_batches(open_ended)
         for place, held in open_ended.items():
             if begins_with[place] != place[1] if place in begins_with else held.low > 0:
                 raise self._gone("a time before what is left")
-        return self._after({place: Bounds(low, max(low, offsets[place])) for place, (low, _) in bounds.items()})
+        return self._after({place: Bounds(low, max(low, ends[place])) for place, (low, _) in bounds.items()})
+
+    def _since_by_arithmetic(self, ends: Mapping[Place, int], bounds: Mapping[Place, Bounds]) -> int | None:
+        """Return what :meth:`_since` would, with a look at few records, where the lanes are as the arithmetic says.
+
+        That is: in no lane a batch stands before its own offset, so that below ``ends`` no lane can hold a greater one
+        than has its offset there; and the greatest of those is found in its place. Else None.
+        """
+        before = {place: end - 1 for place, end in ends.items() if end > bounds[place].low}
+        if any(held.low > 0 for place, held in bounds.items() if place not in before):
+            return None  # what was appended before the time may be gone
+        batches = {place: self.layout.batch_at(place[1], offset) for place, offset in before.items()}
+        greatest = max(batches.values(), default=-1)
+        for place, offset in before.items():
+            # Where retention has taken a lane's beginning, what is left of it could be the end of a stretch of
+            # duplicates: such a lane is looked at for itself.
+            if (batches[place] == greatest or bounds[place].low > 0) and not self._stands_at(place, offset):
+                return None
+        return greatest + 1 if all(self._is_never_early(*held) for held in bounds.items()) else None
+
+    def _is_never_early(self, place: Place, bounds: Bounds) -> bool:
+        """Return whether the first record left tells that no batch stands before its own offset; it is looked at once.
+
+        It does where it stands at its own: numbers never skip, so none gets ahead of the offsets after it. In a
+        mirrored lane, where batches may stand earlier, a duplicate could seem to be the greatest of those before it.
+        """
+        if bounds.high > 0 and place not in self._never_early:
+            if not self._stands_at(place, bounds.low):
+                return False
+            self._never_early.add(place)
+        return True
+
+    def _stands_at(self, place: Place, offset: int) -> bool:
+        """Return whether an offset holds the batch that arithmetic puts there."""
+        record = self.record_from(place, offset)
+        return (
+            record is not None
+            and record.offset == offset
+            and batch_of(record) == self.layout.batch_at(place[1], offset)
+        )
 
     def offset_of(self, topic: str, lane: int, batch: int) -> int:
         """Return an offset from which on reading meets ``batch``, where every earlier number met is a duplicate.
@@ -165,7 +224,7 @@ class Lanes:
     def _first_left(self, bounds: Mapping[Place, Bounds]) -> dict[Place, int]:
         first = self._first_batches(bounds)
         # An empty lane: what comes next, where it never held a duplicate.
-        return {place: first.get(place, low * self.layout.lanes + place[1]) for place, (low, _) in bounds.items()}
+        return {place: first.get(place, self.layout.batch_at(place[1], low)) for place, (low, _) in bounds.items()}
 
     def _after(self, bounds: Mapping[Place, Bounds]) -> int:
         """Return one more than the greatest batch that any lane holds within bounds."""
@@ -231,20 +290,26 @@ class Lanes:
 
 def resolve_start(point: StartPoint, lanes: Lanes) -> Position:
     """Return the position that a start point means on a log now. Raises GoneError where it is no longer there."""
+    return find_start(point, lanes)[0]
+
+
+def find_start(point: StartPoint, lanes: Lanes) -> tuple[Position, dict[Place, int]]:
+    """Return :func:`resolve_start`, and, where that was learned on the way, the offset to read from in each lane."""
     layout = lanes.layout
     match point.kind:
         case "earliest":
-            return Position(lanes.earliest())
+            return Position(lanes.earliest()), {}
         case "latest":
-            return Position(lanes.after_end())
+            return Position(lanes.after_end()), {}
         case "offset":
-            return Position(lanes.since_offset(point.value))
+            return Position(lanes.since_offset(point.value)), {}
         case "time":
-            return Position(lanes.since_time(point.value))
+            batch, offsets = lanes.begin_at_time(point.value)
+            return Position(batch), offsets
         case "pass":
-            return Position(layout.pass_start(point.value))
+            return Position(layout.pass_start(point.value)), {}
         case "batch" | "position":
-            return Position(point.value, point.row)
+            return Position(point.value, point.row), {}
 
 
 def resolve_stop(point: StartPoint, lanes: Lanes) -> int:

@@ -25,7 +25,7 @@ from featurestream.position import Position, StartPoint, parse_start
 from featurestream.read_counts import ReadCounts
 from featurestream.reader_lease import ReaderLease, ReaderPlace
 from featurestream.retention_watch import RetentionWatch
-from featurestream.seek import Lanes, resolve_start, resolve_stop
+from featurestream.seek import Lanes, find_start, resolve_stop
 
 Start = str | int | float | datetime | Position | StartPoint
 
@@ -114,18 +114,18 @@ class FeatureStream(Closing):
         with ExitStack() as stack:
             # Look-ups use a connection of their own that is closed again: this object can then go to another process.
             lookup = self._connect(stack)
-            self.manifest: Manifest = require_manifest(lookup, stream)
+            source = lookup.source()
+            stack.callback(source.close)
+            self.manifest: Manifest = require_manifest(lookup, stream, source=source)
             names = (
                 [tap.name for tap in self.manifest.taps] if taps is None else [taps] if isinstance(taps, str) else taps
             )
             self.taps = tuple(self.manifest.tap(name).name for name in names)
             if not self.taps or len(set(self.taps)) < len(self.taps):
                 raise UsageError(f"taps {list(names)}: name at least one tap, and each one once")
-            source = lookup.source()
-            stack.callback(source.close)
             self._topics = tuple(tap_topic(stream, tap) for tap in self.taps)
             lanes = Lanes(source, self.manifest.layout, self._topics)
-            self.start: Position = resolve_start(start_point, lanes)
+            self.start, known = find_start(start_point, lanes)
             total = self.manifest.total_batches
             stopped = total if stop_point is None else resolve_stop(stop_point, lanes)
             self.stop: int | None = stopped if total is None or stopped is None else min(stopped, total)
@@ -137,7 +137,7 @@ class FeatureStream(Closing):
                 )
             # A range that is partly gone is refused now, not when a lane is met.
             first = {place: lanes.layout.next_in_lane(place[1], self.start.batch) for place in lanes.places()}
-            self.offsets |= lanes.offsets_of(first)
+            self.offsets |= known or lanes.offsets_of(first)
             self._found = {(*place, batch): self.offsets[place] for place, batch in first.items()}
         self.position: Position = self.start
 
@@ -209,7 +209,7 @@ class FeatureStream(Closing):
 
         if self._cluster is None:  # pragma: no cover
             raise UsageError("neither a log nor a cluster is known")
-        return stack.enter_context(KafkaLog(self._cluster, queue_kbytes=self._queue_kbytes))
+        return stack.enter_context(KafkaLog(self._cluster, queue_kbytes=self._queue_kbytes, known=self.offsets))
 
     def _place(self) -> ReaderPlace:
         batch = self.position.batch

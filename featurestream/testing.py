@@ -279,6 +279,20 @@ def _hostile_maps() -> list[Hostile]:
             entry(f"{name} that claims 2^32 - 1", later, kind + b"\xff" * 4, "Input data was truncated")
             for name, kind in claims.items()
         ),
+        *(
+            entry(f"inputs in {name} that claims 2^32 - 1", msgpack.packb("inputs"), kind + b"\xff" * 4, "truncated")
+            for name, kind in claims.items()
+        ),
+        sealed(
+            "a shape that claims 2^32 - 1",
+            packed.replace(b"\xa5shape\x91", b"\xa5shape\xdd" + b"\xff" * 4),
+            "Input data was truncated",
+        ),
+        sealed(
+            "missing samples that claim 2^32 - 1",
+            packed.replace(b"\xa7missing\x90", b"\xa7missing\xdd" + b"\xff" * 4),
+            "Input data was truncated",
+        ),
         entry("an extension that claims 2^32 - 1", later, b"\xc9" + b"\xff" * 4, not_plain),
         entry("1,000 lists within lists, each claiming the whole header", later, bomb, not_plain),
         entry("100,000 lists within lists", later, b"\x91" * 100_000 + b"\x01", not_plain),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final, TypeVar
 
@@ -31,6 +31,7 @@ from featurestream.kafka.rights import Right
 from featurestream.kafka.sink import DELIVERY_S, KafkaSink
 from featurestream.kafka.source import STALL_S, KafkaSource
 from featurestream.names import GROUP_PREFIX, parse_reader_group
+from featurestream.ports import Place
 
 T = TypeVar("T")
 
@@ -43,8 +44,8 @@ class KafkaLog(Closing):
 
     ``queue_kbytes`` bounds what each lane's reader reads ahead, ``sink_queue_kbytes`` what each sink holds that is
     not acknowledged; a reader gives up after ``stall_s`` seconds without contact, a sink after ``delivery_s``. Nothing
-    is connected before it is needed. Raises UsageError for properties that contradict the settings on which exactness
-    rests.
+    is connected before it is needed; of lanes that are ``known`` to be there nothing is asked before they are read.
+    Raises UsageError for properties that contradict the settings on which exactness rests.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class KafkaLog(Closing):
         sink_queue_kbytes: int = SINK_QUEUE_KBYTES,
         stall_s: float = STALL_S,
         delivery_s: float = DELIVERY_S,
+        known: Iterable[Place] = (),
     ) -> None:
         check_properties(cluster)
         self.cluster = cluster
@@ -64,6 +66,7 @@ class KafkaLog(Closing):
         self._sink_queue_kbytes = sink_queue_kbytes
         self._stall_s = stall_s
         self._delivery_s = delivery_s
+        self._known = set(known)
         self._home = Home()
         self._groups = Groups(cluster, client_id, stall_s)
 
@@ -92,7 +95,11 @@ class KafkaLog(Closing):
     def source(self) -> KafkaSource:
         """Return a new source; the caller closes it."""
         return KafkaSource(
-            self.cluster, client_id=self._client_id, queue_kbytes=self._queue_kbytes, stall_s=self._stall_s
+            self.cluster,
+            client_id=self._client_id,
+            queue_kbytes=self._queue_kbytes,
+            stall_s=self._stall_s,
+            known=self._known,
         )
 
     def topics(self) -> dict[str, int]:
@@ -141,6 +148,7 @@ class KafkaLog(Closing):
             unless=NO_LANE,
         )
         self._wait_until(doing, lambda: self._lanes_of(doing, topic) is None)
+        self._known.difference_update([place for place in list(self._known) if place[0] == topic])
 
     def settings(self, topic: str) -> dict[str, str]:
         """Return a topic's settings by Kafka's names, those among them that are the cluster's defaults."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Final, TypeVar
 
 from confluent_kafka import (
@@ -21,7 +22,7 @@ from featurestream.absent import no_lane, no_offset
 from featurestream.closing import Closing
 from featurestream.cluster import Cluster
 from featurestream.errors import BrokerError, FeatureStreamError, GoneError, RecordError, UsageError
-from featurestream.kafka.client import CONNECT_S, Home, ask, open_client
+from featurestream.kafka.client import CONNECT_S, Home, Reports, ask, open_client
 from featurestream.kafka.config import LANE_QUEUE_KBYTES, check_properties, finder_settings, reader_settings
 from featurestream.kafka.errors import BROKEN, GONE, NO_LANE, PASSING, code_of, not_unpacked, request_failed
 from featurestream.kafka.rights import Right
@@ -43,6 +44,9 @@ class KafkaSource(Closing):
     Each reader is a client of its own and reads at most ``queue_kbytes`` ahead. Look-ups and readers that wait raise
     BrokerError after ``stall_s`` seconds without contact, and at once for a refused login; a look-up whose cluster has
     never answered gives up after 10 s. Look-ups may come from any thread.
+
+    ``known`` are lanes of which the cluster has spoken: a reader of one of them is opened without a question, and the
+    client for look-ups only with the first one. What is learned is added to it.
     """
 
     def __init__(
@@ -52,9 +56,10 @@ class KafkaSource(Closing):
         client_id: str = "featurestream",
         queue_kbytes: int = LANE_QUEUE_KBYTES,
         stall_s: float = STALL_S,
+        known: set[Place] | None = None,
     ) -> None:
         check_properties(cluster)
-        self._finder = _Finder(cluster, client_id, stall_s)
+        self._finder = _Finder(cluster, client_id, stall_s, set() if known is None else known)
         self._settings = reader_settings(cluster, client_id, queue_kbytes)
         self._stall_s = stall_s
         self._closed = False
@@ -211,13 +216,20 @@ class _Finder:
     It is a client of its own, because a client that reads answers questions only when its pending fetch has come back.
     """
 
-    def __init__(self, cluster: Cluster, client_id: str, stall_s: float) -> None:
-        self._consumer, self._reports = open_client(Consumer, finder_settings(cluster, client_id))
+    def __init__(self, cluster: Cluster, client_id: str, stall_s: float, known: set[Place]) -> None:
+        self._settings = finder_settings(cluster, client_id)
         self._home = Home()
         self._stall_s = stall_s
         self._lock = threading.RLock()
         self._users = 1
-        self._known: set[Place] = set()  # lanes of which the cluster has spoken
+        self._known = known
+        if not known:
+            _ = self._client  # what the client library refuses is an error at once
+
+    @cached_property
+    def _client(self) -> tuple[Consumer, Reports]:
+        # A source that only opens readers of lanes that are known needs none.
+        return open_client(Consumer, self._settings)
 
     def share(self) -> _Finder:
         with self._lock:
@@ -227,12 +239,13 @@ class _Finder:
     def release(self) -> None:
         with self._lock:
             self._users -= 1
-            if self._users == 0:
+            if self._users == 0 and "_client" in self.__dict__:
                 self._home.check()
-                self._consumer.close()
+                self._client[0].close()
 
     def require(self, place: Place) -> None:
         """Raise StreamNotFoundError for a topic or a lane that is not there; nothing is asked where it was once."""
+        self._home.check()
         if place not in self._known:
             self.bounds(*place)
 
@@ -285,25 +298,26 @@ class _Finder:
                     raise not_unpacked(error, *place, wanted)
                 elif error.code() not in NO_LANE or time.monotonic() >= until:  # else the client learns of it in time
                     doing, right = f"cannot read {place[0]}, lane {place[1]}", Right("Read", "topic", place[0])
-                    raise request_failed(error, doing, self._reports.address, right)
+                    raise request_failed(error, doing, self._client[1].address, right)
 
     def _fetch(self, place: Place, offset: int, until: float) -> Message:
         """Return what the client gives for an offset, a record or an error.
 
         Raises RecordError where it stays silent, StreamNotFoundError and BrokerError where that is their fault.
         """
-        self._consumer.assign([TopicPartition(*place, offset)])
+        consumer, reports = self._client
+        consumer.assign([TopicPartition(*place, offset)])
         try:
             while True:
-                message = self._consumer.poll(PROBE_LIMIT_S)
+                message = consumer.poll(PROBE_LIMIT_S)
                 error = None if message is None else message.error()
                 if message is not None and (error is None or error.code() not in UNHEEDED):
                     return message
-                self._reports.check()
+                reports.check()
                 if message is None:
                     self._explain(place, offset, until)
         finally:
-            self._consumer.unassign()
+            consumer.unassign()
 
     def _explain(self, place: Place, offset: int, until: float) -> None:
         """Raise the reason why nothing comes from a lane, where there is one by now."""
@@ -324,7 +338,7 @@ class _Finder:
         asked = [TopicPartition(topic, lane, time_ms) for topic, lane in places]
 
         def question(timeout_s: float) -> list[TopicPartition]:
-            found = self._consumer.offsets_for_times(asked, timeout=timeout_s)
+            found = self._client[0].offsets_for_times(asked, timeout=timeout_s)
             for place in found:
                 if place.error is not None:
                     raise KafkaException(place.error)
@@ -336,8 +350,6 @@ class _Finder:
 
     def _ask(self, places: Sequence[Place], question: Callable[[float], T], limit_s: float | None = None) -> T:
         self._home.check()
-        if limit_s is None:
-            limit_s = self._stall_s if self._reports.contact else CONNECT_S
 
         def checked(timeout_s: float) -> T:
             try:
@@ -352,17 +364,20 @@ class _Finder:
                 raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE)) from error
 
         with self._lock:
+            consumer, reports = self._client
+            if limit_s is None:
+                limit_s = self._stall_s if reports.contact else CONNECT_S
             try:
-                return ask(self._consumer, self._reports, limit_s, checked)
+                return ask(consumer, reports, limit_s, checked)
             except KafkaException as error:
                 topic, lane = places[0]
                 # Describe would do for this question, but Read, which brings it, is what the next one takes.
                 right = Right("Read", "topic", topic)
                 doing = f"cannot look into {topic}, lane {lane}"
-                raise request_failed(error, doing, self._reports.address, right) from error
+                raise request_failed(error, doing, reports.address, right) from error
 
     def _is_there(self, topic: str, lane: int, timeout_s: float) -> bool:
-        found = self._consumer.list_topics(topic, timeout=timeout_s).topics.get(topic)
+        found = self._client[0].list_topics(topic, timeout=timeout_s).topics.get(topic)
         if found is None or (found.error is not None and found.error.code() in NO_LANE):
             return False
         if found.error is None:

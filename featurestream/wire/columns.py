@@ -53,19 +53,22 @@ class PackedIdentity(Identity):
 
     def _decoded(self, name: str) -> Any:
         packed = self._packed[_LISTS.index(name)]
-        where = "batch {}, tap {}".format(*self._where)
         try:
+            if name == "labels":
+                labels = _labels(packed)
+                if labels is not None and labels.dtype.kind == "f":  # integers may be any
+                    check_labels(labels, self._batch())
+                return labels
             if name == "ids":
                 return _texts(packed)
-            if name == "indices":
-                indices = _integers(packed, "indices")
-                check_indices(indices, where)
-                return indices
-            labels = _labels(packed)
-            check_labels(labels, where)
-            return labels
+            indices = _integers(packed, "indices")
+            check_indices(indices, self._batch())
+            return indices
         except UsageError as error:
             raise RecordError(error.message, hint=error.hint or DAMAGED) from error
+
+    def _batch(self) -> str:
+        return "batch {}, tap {}".format(*self._where)
 
 
 def _texts(packed: bytes) -> tuple[str, ...]:

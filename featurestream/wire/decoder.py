@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from featurestream.errors import RecordError, UsageError
 from featurestream.record import Record
-from featurestream.wire.header import record_of, unpack_header
-from featurestream.wire.layout import DAMAGED, checksum_of
+from featurestream.wire.header import record_of
+from featurestream.wire.layout import DAMAGED, FORMAT, checksum_of
 from featurestream.wire.value import split_value
+
+
+class _Value(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    format: int
+    checksum: int
+    header: memoryview  # views: nothing is copied
+    payload: memoryview
+
+
+_VALUE: Final = msgspec.msgpack.Decoder(_Value)
 
 
 def decode(value: bytes | memoryview | NDArray[np.uint8] | None) -> Record:
@@ -38,18 +51,31 @@ def open_record(
     offset).
     """
     packed, payload = _checked(value)
-    return record_of(unpack_header(packed), payload, place)
+    return record_of(packed, payload, place)
 
 
 def _checked(value: bytes | memoryview | NDArray[np.uint8] | None) -> tuple[bytes, NDArray[np.uint8]]:
     """Return the header and the payload of a value whose checksum is right."""
+    checksum, header, payload = _split(value)
+    found = checksum_of(header, payload)
+    if found != checksum:
+        raise RecordError(f"the checksum is {found:016x}, but the record says {checksum:016x}", hint=DAMAGED)
+    return bytes(header), np.frombuffer(payload, np.uint8)
+
+
+def _split(value: bytes | memoryview | NDArray[np.uint8] | None) -> tuple[int, memoryview, memoryview]:
+    """Return the checksum, the header's bytes and the payload's bytes of a value."""
+    if type(value) is bytes:
+        try:
+            parts = _VALUE.decode(value)
+        except ValueError:  # all of the library's own are; what is wrong is found below
+            pass
+        else:
+            if parts.format == FORMAT:
+                return parts.checksum, parts.header, parts.payload
     if value is None:
         raise RecordError("the record has no value", hint="a tap's topic holds no tombstones; " + DAMAGED)
     data = (value.data if isinstance(value, np.ndarray) else memoryview(value)).toreadonly()
     if data.format != "B" or data.ndim != 1 or not data.c_contiguous:
         raise UsageError(f"a record's value is bytes, got {data.format!r} of shape {data.shape}")
-    checksum, header, payload = split_value(data)
-    found = checksum_of(header, payload)
-    if found != checksum:
-        raise RecordError(f"the checksum is {found:016x}, but the record says {checksum:016x}", hint=DAMAGED)
-    return bytes(header), np.frombuffer(payload, np.uint8)
+    return split_value(data)

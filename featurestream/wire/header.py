@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from featurestream.errors import RecordError, UsageError
 from featurestream.record import ITEM_BYTES, MissingSample, Record
 from featurestream.wire.columns import PackedIdentity
+from featurestream.wire.known_header import known_record
 from featurestream.wire.layout import (
     ARRAYS,
     DAMAGED,
     HEADER_KEYS,
     KNOWN_KEYS,
+    LONGEST_TEXT,
     MAPS,
     MUST_UNDERSTAND,
     NULL,
@@ -32,11 +34,27 @@ _MAP: Final = msgspec.msgpack.Decoder(Header)
 _TEXT: Final = msgspec.msgpack.Decoder(str)
 _INTEGER: Final = msgspec.msgpack.Decoder(int)
 _INTEGERS: Final = msgspec.msgpack.Decoder(tuple[int, ...])
-_LONGEST_TEXT: Final = 100  # names are no longer, fingerprints and dtypes shorter
 _REQUIRED: Final = frozenset(HEADER_KEYS)
 
 
-def unpack_header(packed: bytes) -> Header:
+def record_of(packed: bytes, payload: NDArray[np.uint8], place: tuple[str, int, int] | None) -> Record:
+    """Return the record of a packed header and a payload, both of which may still say anything.
+
+    Types are checked here; what the values may be is a record's own rule.
+    """
+    try:
+        record = known_record(packed, _map(packed), payload, place)
+        return record_by_key(packed, payload, place) if record is None else record
+    except UsageError as error:
+        raise RecordError(error.message, hint=error.hint or DAMAGED) from error
+
+
+def record_by_key(packed: bytes, payload: NDArray[np.uint8], place: tuple[str, int, int] | None) -> Record:
+    """Return the record of a header of any keys, or raise what is wrong with it."""
+    return _record(_unpacked(packed), payload, place)
+
+
+def _unpacked(packed: bytes) -> Header:
     """Return the header's map: each value as it is packed.
 
     Nothing is built from a value before its key is known: skipping takes no memory, and proves that every length is
@@ -62,11 +80,7 @@ def _map(packed: bytes) -> int:
     return entries
 
 
-def record_of(header: Header, payload: NDArray[np.uint8], place: tuple[str, int, int] | None) -> Record:
-    """Return the record of a header and a payload, both of which may still say anything.
-
-    Types are checked here; what the values may be is a record's own rule.
-    """
+def _record(header: Header, payload: NDArray[np.uint8], place: tuple[str, int, int] | None) -> Record:
     later = _check_keys(header)
     batch, tap = _whole(header, "batch"), _text(header, "tap")
     lists = (bytes(header["indices"]), bytes(header["ids"]), bytes(header["labels"]))
@@ -82,24 +96,21 @@ def record_of(header: Header, payload: NDArray[np.uint8], place: tuple[str, int,
             hint=DAMAGED,
         )
     dtype = _text(header, "dtype")
-    try:
-        return Record.of(
-            PackedIdentity(rows, lists, (batch, tap), place),
-            stream=_text(header, "stream"),
-            fingerprint=_text(header, "fingerprint"),
-            tap=tap,
-            batch=batch,
-            pass_number=_whole(header, "pass"),
-            views=_whole(header, "views"),
-            dtype=dtype,
-            shape=_shape(header),
-            payload=aligned(payload, ITEM_BYTES.get(dtype, 1)),
-            missing=_missing(header),
-            extracted_ns=_whole(header, "extracted_at"),
-            extra={key: unpack(bytes(header[key])) for key in later},
-        )
-    except UsageError as error:
-        raise RecordError(error.message, hint=error.hint or DAMAGED) from error
+    return Record.of(
+        PackedIdentity(rows, lists, (batch, tap), place),
+        stream=_text(header, "stream"),
+        fingerprint=_text(header, "fingerprint"),
+        tap=tap,
+        batch=batch,
+        pass_number=_whole(header, "pass"),
+        views=_whole(header, "views"),
+        dtype=dtype,
+        shape=_shape(header),
+        payload=aligned(payload, ITEM_BYTES.get(dtype, 1)),
+        missing=_missing(header),
+        extracted_ns=_whole(header, "extracted_at"),
+        extra={key: unpack(bytes(header[key])) for key in later},
+    )
 
 
 def _check_keys(header: Header) -> list[str]:
@@ -136,8 +147,8 @@ def _text(header: Header, key: str) -> str:
         value = _TEXT.decode(header[key])
     except ValueError:
         value = None
-    if value is None or len(value) > _LONGEST_TEXT:
-        raise _wrong(key, bytes(header[key]), f"a text of at most {_LONGEST_TEXT} characters")
+    if value is None or len(value) > LONGEST_TEXT:
+        raise _wrong(key, bytes(header[key]), f"a text of at most {LONGEST_TEXT} characters")
     return value
 
 

@@ -18,6 +18,8 @@ HEADER_KEYS: Final = (
     "missing", "extracted_at",
 )  # fmt: skip
 MUST_UNDERSTAND: Final = "must_understand"
+#: Which images the producer has fed to the backbone; handed on in a record's ``extra``.
+INPUTS: Final = "inputs"
 PAD: Final = "pad"
 RECORD_HEADERS: Final = ("content-type", "format", "fingerprint", "pass", "batch", "rows")
 
@@ -26,6 +28,7 @@ PREFIX: Final = struct.Struct(">BBBQBI")
 BIN_32: Final = struct.Struct(">BI")
 ARRAYS: Final = {0xDC: struct.Struct(">H"), 0xDD: struct.Struct(">I")}
 NULL: Final = b"\xc0"
+LONGEST_TEXT: Final = 100  # names are no longer, fingerprints and dtypes shorter
 MAPS: Final = {0xDE: struct.Struct(">H"), 0xDF: struct.Struct(">I")}
 DAMAGED: Final = "it was not written by featurestream, or was damaged on its way"
 UPGRADE: Final = "upgrade featurestream to read it"

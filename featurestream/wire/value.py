@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestream.errors import RecordError
-from featurestream.wire.layout import ARRAYS, DAMAGED, FORMAT, PREFIX, other_format
+from featurestream.wire.layout import ARRAYS, DAMAGED, FORMAT, other_format
 
 _BINS: Final = {0xC4: struct.Struct(">B"), 0xC5: struct.Struct(">H"), 0xC6: struct.Struct(">I")}
 _INTEGERS: Final = {
@@ -20,11 +20,6 @@ _INTEGERS: Final = {
 
 def split_value(data: memoryview) -> tuple[int, memoryview, memoryview]:
     """Return the checksum, the header's bytes and the payload's bytes of a value."""
-    if len(data) >= PREFIX.size:  # our own writer's layout, read at once
-        array, number, kind, checksum, bin_32, length = PREFIX.unpack_from(data)
-        if (array, number, kind, bin_32) == (0x94, FORMAT, 0xCF, 0xC6):
-            header, at = _slice(data, PREFIX.size, length, "header")
-            return checksum, header, _payload(data, at)
     items, at = _array(data)
     number, at = integer_at(data, at, "format number")
     if number != FORMAT:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurestream.errors import RecordError
-from featurestream.testing import make_record, open_value, same_record, seal
+from featurestream.record import MissingSample
+from featurestream.testing import LabelKind, make_record, open_value, same_record, seal
 from featurestream.wire import encode, open_record
 
 
@@ -23,6 +24,24 @@ def test_a_value_that_lies_at_any_place_in_memory_is_read() -> None:
         record = open_record(memoryview(moved)[shift:])
         assert record.numpy().flags.aligned
         assert same_record(record, make_record(9))
+
+
+@pytest.mark.parametrize("labels", ["class", "value", "target", None])
+@pytest.mark.parametrize("rows", [0, 1, 15, 16, 300])
+def test_a_key_that_no_reader_knows_changes_nothing_but_the_extra_fields(rows: int, labels: LabelKind | None) -> None:
+    # A header of known keys is taken apart in one call, one with another key goes key by key: the same comes of it.
+    missing = [MissingSample(7, "lost.png", "cannot identify image file"), MissingSample(8, "", "")]
+    inputs = {"inputs": [[0, "0" * 16], [2**32 - 1, "f" * 16]]}
+    record = make_record(3, rows=rows, labels=labels or "class", missing=missing, extra=inputs)
+    header, payload = open_value(encode(record))
+    header["labels"] = header["labels"] if labels else None
+    plain, later = (open_record(seal(each, payload)) for each in (header, {**header, "a later key": [1]}))
+    assert plain.missing == tuple(missing)
+    assert later.extra == {**plain.extra, "a later key": [1]}
+    assert plain.extra == inputs
+    later.extra.clear()
+    plain.extra.clear()
+    assert same_record(plain, later)
 
 
 def test_a_list_that_was_asked_for_does_not_hold_the_payload() -> None:

@@ -8,8 +8,12 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from featurestream.errors import GoneError, UsageError
+from featurestream.errors import GoneError, StreamNotFoundError, UsageError
 from featurestream.kafka import KafkaLog, KafkaSource
+from featurestream.kafka import source as module
+from featurestream.stream import FeatureStream
+from tests.contracts.source_contract import SourceContract
+from tests.support import make_manifest, publish
 
 pytestmark = pytest.mark.broker
 
@@ -106,6 +110,54 @@ def test_look_ups_may_come_from_many_threads(log, source, unique):
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(look, range(40))) == list(range(40))
+
+
+FINDER, READER = 1, 1000
+
+
+@pytest.fixture
+def clients(monkeypatch):
+    """Return the clients that sources and readers open from now on, each by how many records it reads ahead."""
+    opened = []
+
+    def open_client(kind, settings):
+        opened.append(settings["queued.min.messages"])
+        return real(kind, settings)
+
+    real = module.open_client
+    monkeypatch.setattr(module, "open_client", open_client)
+    return opened
+
+
+def test_a_stream_takes_one_client_for_look_ups_one_for_the_manifest_and_one_a_lane(broker, log, unique, clients):
+    manifest = make_manifest(unique, lanes=2, taps=("layer3",))
+    publish(log, manifest)
+    clients.clear()
+    with FeatureStream(unique, start="0", bootstrap_servers=broker.bootstrap_servers) as stream:
+        assert clients == [FINDER, READER]
+        batches = iter(stream)
+        next(batches)
+        assert clients == [FINDER, READER, READER], "what the look-ups have found is not asked for again"
+        next(batches)
+    assert clients == [FINDER, READER, READER, READER]
+
+
+def test_a_lane_that_is_known_and_gone_all_the_same_is_named_by_its_reader(broker, log, unique):
+    log.create_topic(unique, 1, {})
+    with KafkaSource(broker, stall_s=0.5, known={(unique, 7)}) as source:
+        reader = source.read(unique, 7, 0)
+        with pytest.raises(StreamNotFoundError, match=f'"{unique}" with a lane 7'):
+            SourceContract.poll_for(reader, 60.0)
+        reader.close()
+
+
+def test_a_log_knows_nothing_of_a_topic_that_it_has_deleted(log, unique):
+    log.create_topic(unique, 1, {})
+    with log.source() as source:
+        source.bounds(unique, 0)
+    log.delete_topics([unique])
+    with log.source() as source, pytest.raises(StreamNotFoundError, match=f'"{unique}" with a lane 0'):
+        source.read(unique, 0, 0)
 
 
 def test_a_closed_source_answers_no_more(log, unique):

@@ -64,6 +64,7 @@ def test_lanes_filled_in_batch_order_hold_every_batch_at_its_offset(layout: Layo
     for batch in range(50):
         lane = lanes[layout.lane_of(batch)]
         assert layout.offset_of(batch) == len(lane)
+        assert layout.batch_at(layout.lane_of(batch), len(lane)) == batch
         lane.append(batch)
 
 

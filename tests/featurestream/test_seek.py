@@ -178,6 +178,10 @@ class Marked:
     def all_bounds(self, places: list[Place]) -> dict[Place, Bounds]:
         return {place: self.bounds(*place) for place in places}
 
+    def offsets_at_time(self, places: list[Place], time_ms: int) -> dict[Place, int]:
+        found = self._source.offsets_at_time(places, time_ms)
+        return found | {(TOPIC, 0): [*self.offsets, self._high][found[TOPIC, 0]]}
+
     def record_at(self, topic: str, lane: int, offset: int) -> LogRecord:
         number = next((n for n, at in enumerate(self.offsets) if at >= offset), None)
         if number is None:
@@ -245,3 +249,145 @@ def test_a_shifted_lane_of_a_mirror_is_read_by_its_numbers():
     assert batch_of(record) == 8
     with pytest.raises(GoneError):
         lanes.offset_of(TOPIC, 0, 2)
+
+
+# ---- times by arithmetic, and by looking at every lane ---------------------------------------------------------------
+
+
+class Careful(Lanes):
+    """Lanes that take nothing from arithmetic: a time's batch is sought in every one of them."""
+
+    def _since_by_arithmetic(self, ends: object, bounds: object) -> None:
+        return None
+
+
+def answer(lanes: Lanes, time_ms: int) -> tuple[object, ...]:
+    """Return the batch of a time, or what the error says."""
+    try:
+        return (lanes.since_time(time_ms),)
+    except GoneError as error:
+        return str(error), error.hint, error.first_left
+
+
+def meets(history: list[int], low: int, offset: int, batch: int) -> bool:
+    """Return whether reading from an offset meets a batch, or nothing yet, before any later one; nothing is gone."""
+    later = [number for number in history[offset:] if number >= batch]
+    return low <= offset <= len(history) and later[:1] in ([], [batch]) and batch not in history[:low]
+
+
+@st.composite
+def two_lanes(draw: st.DrawFn) -> tuple[list[list[int]], list[list[int]], list[int]]:
+    """Return the numbers of both lanes, the stamp of each, and the offset before which retention has deleted.
+
+    Most lanes begin with their first batch, those of a mirror with a later one; most hold no duplicate.
+    """
+    shift = draw(st.sampled_from((0, 0, 0, 2, 4)))
+    numbers, stamps, lows = [], [], []
+    for lane in (0, 1):
+        plain = [2 * n for n in range(draw(st.integers(0, 9)))]
+        numbers.append([lane + shift + number for number in draw(st.one_of(st.just(plain), histories()))])
+        size = len(numbers[lane])
+        stamps.append(sorted(draw(st.lists(st.integers(1000, 1012), min_size=size, max_size=size))))
+        lows.append(draw(st.one_of(st.just(0), st.integers(0, size))))
+    return numbers, stamps, lows
+
+
+def build(numbers: list[list[int]], stamps: list[list[int]], lows: list[int]) -> MemoryLog:
+    appended = sorted((ms, lane, n) for lane in (0, 1) for n, ms in enumerate(stamps[lane]))
+    log = stamped([(numbers[lane][n], ms) for ms, lane, n in appended])
+    for lane in (0, 1):
+        log.delete_before(TOPIC, lane, lows[lane])
+    return log
+
+
+@settings(max_examples=600, deadline=None, derandomize=True)
+@given(two_lanes(), st.integers(999, 1014))
+def test_a_time_found_by_arithmetic_is_the_one_found_by_looking_at_every_lane(held, time_ms):
+    numbers, stamps, lows = held
+    log = build(*held)
+    lanes = lanes_of(log)
+    expected = answer(Careful(log.source(), MANIFEST.layout, [TOPIC]), time_ms)
+    assert answer(lanes, time_ms) == expected
+    assert answer(lanes, time_ms) == expected, "also with what it remembers"
+    if len(expected) == 1:
+        batch, offsets = lanes.begin_at_time(time_ms)
+        for (_, lane), offset in offsets.items():
+            wanted = MANIFEST.layout.next_in_lane(lane, batch)
+            assert meets(numbers[lane], lows[lane], offset, wanted), f"batch {wanted} from {offset}"
+    if lows == [0, 0] and numbers[0][:1] in ([], [0]) and numbers[1][:1] in ([], [1]):
+        before = [n for lane in (0, 1) for n, ms in zip(numbers[lane], stamps[lane], strict=True) if ms < time_ms]
+        assert expected == (max(before, default=-1) + 1,)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(histories(), st.data())
+def test_a_time_is_found_by_arithmetic_as_without_where_offsets_hold_no_record(history, data):
+    log = stamped([(batch, 1000 + n) for n, batch in enumerate(history)])
+    few = st.sampled_from((0, 0, 0, 0, 1, 2))
+    source = Marked(log, data.draw(st.lists(few, min_size=len(history) + 1, max_size=len(history) + 1)))
+    cut = data.draw(st.integers(0, len(history)))
+    found = Lanes(source, MANIFEST.layout, [TOPIC]).since_time(1000 + cut)
+    assert found == Careful(source, MANIFEST.layout, [TOPIC]).since_time(1000 + cut) == max([-1, *history[:cut]]) + 1
+
+
+class Counted:
+    """A source that writes down what it is asked."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        self._source = log.source()
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> object:
+        self.asked.append(name)
+        return getattr(self._source, name)
+
+
+def test_a_time_in_lanes_as_the_arithmetic_has_them_takes_one_look_at_each_lane_once_and_one_more():
+    log = stamped([(n, 1000 + n) for n in range(8)])
+    source = Counted(log)
+    lanes = Lanes(source, MANIFEST.layout, [TOPIC])
+    assert lanes.begin_at_time(1003) == (3, {(TOPIC, 0): 2, (TOPIC, 1): 1})
+    assert source.asked == ["offsets_at_time", "all_bounds", "record_at", "record_at", "record_at"]
+    source.asked.clear()
+    assert lanes.begin_at_time(1005) == (5, {(TOPIC, 0): 3, (TOPIC, 1): 2})
+    assert source.asked == ["offsets_at_time", "all_bounds", "record_at"]
+
+
+def test_a_batch_that_is_not_there_yet_is_read_from_the_end_of_its_lane():
+    log = stamped([(0, 1000), (1, 1000), (3, 1000), (5, 1000)])  # batches 2 and 4 are still on their way
+    assert lanes_of(log).begin_at_time(2000) == (6, {(TOPIC, 0): 1, (TOPIC, 1): 3})
+
+
+def test_a_duplicate_of_a_mirrored_lane_that_stands_where_another_log_has_it_is_not_taken_for_the_greatest():
+    # the mirror began at batch 4; offset 3 holds a duplicate of batch 6, as it does in the lane that was copied
+    log = stamped([(batch, 1000 + n) for n, batch in enumerate((4, 6, 8, 6))])
+    assert lanes_of(log).since_time(1004) == 9
+
+
+def test_a_lane_that_is_empty_as_yet_holds_nothing_before_a_time():
+    assert lanes_of(stamped([(0, 1000)])).begin_at_time(2000) == (1, {(TOPIC, 0): 1, (TOPIC, 1): 0})
+
+
+def test_what_is_left_of_a_mirrored_lane_may_begin_within_duplicates():
+    # of lane 0 the batches 10 and 14 are left, at offsets 5 and 6: the 10 where the arithmetic has it, by chance
+    lane_0, lane_1 = (4, 6, 8, 10, 12, 10, 14), (1, 3, 5, 7, 9, 11, 13)
+    log = stamped([(batch, 1000) for batch in lane_0 + lane_1])
+    log.delete_before(TOPIC, 0, 5)
+    assert lanes_of(log).since_time(2000) == 15
+
+
+def test_where_retention_takes_what_a_time_is_found_by_the_range_is_refused():
+    log = stamped([(n, 1000 + n) for n in range(8)])
+
+    class Deleting(Counted):
+        def all_bounds(self, places: list[Place]) -> dict[Place, Bounds]:
+            bounds = self._source.all_bounds(places)
+            for lane in (0, 1):
+                log.delete_before(TOPIC, lane, 3)
+            return bounds
+
+    lanes = Lanes(Deleting(log), MANIFEST.layout, [TOPIC])
+    batch, offsets = lanes.begin_at_time(1004)
+    assert offsets == {}, "nothing was learned"
+    with pytest.raises(GoneError, match="retention has deleted the batches before 6"):
+        lanes.offsets_of({(TOPIC, lane): MANIFEST.layout.next_in_lane(lane, batch) for lane in (0, 1)})

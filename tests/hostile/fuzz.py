@@ -24,6 +24,7 @@ import msgpack
 
 with atheris.instrument_imports(include=["featurestream.wire", "featurestream.record", "featurestream.identity"]):
     from featurestream.wire import decode, encode, open_record, parse_headers
+    from featurestream.wire.header import record_by_key
 
 from featurestream.errors import RecordError
 from featurestream.manifest import Manifest, from_json, to_json
@@ -99,11 +100,14 @@ class Fuzzer:
 
 
 def check(value: bytes) -> Record:
-    """Return the record in a value; raise AssertionError where it is not the same read at once and lazily."""
+    """Return the record in a value; raise AssertionError where it is not the same read at once, lazily, key by key."""
     record = decode(value)
     lazy = open_record(value)
     if not same_record(record, lazy) or record.numpy().shape != (record.rows, *record.shape):
         raise AssertionError("a record that is two things")
+    _, _, packed, _ = msgpack.unpackb(value)
+    if not same_record(record, record_by_key(packed, record.payload, None)):
+        raise AssertionError("a record that is another key by key")
     if not record.extra and not same_record(decode(encode(record)), record):
         raise AssertionError("a record that does not survive")
     return record
