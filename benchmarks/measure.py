@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 TOLD_S: Final = 5.0
@@ -37,11 +38,16 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """The median over the repeats, with the smallest and the largest."""
+    """The median over the repeats, with the smallest and the largest.
+
+    ``error``: the median's standard error, from the median absolute deviation: a few repeats that something else on the
+    machine met count as little for it as for the median.
+    """
 
     median: float
     low: float
     high: float
+    error: float = field(default=0.0, compare=False)
 
     def __str__(self) -> str:
         return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
@@ -78,7 +84,20 @@ def in_turn(ways: Mapping[str, Callable[[], Run]], repeats: int) -> Runs:
 def ratio(runs: Runs, one: str, other: str) -> Ratio:
     """Return the rate of ``one`` over that of ``other``, taken repeat by repeat."""
     ratios = [mine.rate / theirs.rate for mine, theirs in zip(runs[one], runs[other], strict=True)]
-    return Ratio(statistics.median(ratios), min(ratios), max(ratios))
+    return _ratio(ratios)
+
+
+def cpu_ratio(runs: Runs, one: str, other: str) -> Ratio:
+    """Return the CPU that ``other`` takes for a unit over what ``one`` takes, taken repeat by repeat."""
+    return _ratio([theirs.cpu_s / mine.cpu_s for mine, theirs in zip(runs[one], runs[other], strict=True)])
+
+
+def _ratio(ratios: Sequence[float]) -> Ratio:
+    median = statistics.median(ratios)
+    deviation = statistics.median(abs(each - median) for each in ratios)
+    # Of a normal distribution: this deviation is 0.6745 sigma, the median's error 1.2533 sigma / sqrt(n).
+    error = 1.2533 / 0.6745 * deviation / math.sqrt(len(ratios))
+    return Ratio(median, min(ratios), max(ratios), error)
 
 
 def time_ratio(runs: Runs, one: str, other: str) -> Ratio:

@@ -5,7 +5,8 @@ And what it takes to go on after a kill, and what a second process on the same m
 
 from __future__ import annotations
 
-import math
+import copy
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +26,18 @@ from torch import Tensor
 
 from benchmarks import preloaded
 from benchmarks.broker import client_versions, unique
-from benchmarks.measure import Clock, Run, cpu_ms, in_turn, rate, ratio
+from benchmarks.measure import Clock, Run, cpu_ms, cpu_ratio, in_turn, rate, ratio
 from benchmarks.report import ROOT, Report, Table, package_versions
+from benchmarks.steps import Steps
 from featurectl.samples import write_samples
 from featurestream.cluster import VARIABLE, Cluster
 from featurestream.kafka import KafkaLog
 from featurestream.names import manifest_topic, tap_topic
 from featurestream_producer.config import ProduceConfig
+from featurestream_producer.heap import keep_memory
 from featurestream_producer.loader import BatchPlan, load_batch
 from featurestream_producer.prepare import Prepared, prepare
 from featurestream_producer.run import Result, publish
-from featurestream_producer.stages import Stages
 from featurestream_producer.taps import DTYPES, parse_taps
 
 TAPS = ("layer2:gap", "layer3:gap", "avgpool")
@@ -74,7 +77,7 @@ class Case:
     images: int
     image_size: int
     batch_size: int
-    passes: int = 1
+    rows_of_a_step: int
     model: str = "resnet18"
     taps: tuple[str, ...] = TAPS
     autocast: str | None = None
@@ -89,59 +92,60 @@ class Case:
         more: dict[str, Any] = {"transform": preloaded.TRANSFORM, "split": str(self.images)} if self.ready else {}
         return ProduceConfig(
             data=data, stream=stream, model=self.model, weights="random", taps=self.taps, devices=("cpu",),
-            image_size=self.image_size, batch_size=self.batch_size, passes=self.passes, autocast=self.autocast, **more,
+            image_size=self.image_size, batch_size=self.batch_size, workers=0, autocast=self.autocast, **more,
         )  # fmt: skip
 
 
-#: A run takes some seconds: many short ones in turn tell more, on a machine that others share, than a few long ones.
+#: A step takes about a second: see :mod:`benchmarks.steps`.
 CASES = (
-    Case("digits, 8 x 8 PNG", write_digits, images=1438, image_size=64, batch_size=64),
-    Case("photos, 500 x 375 JPEG", write_photos, images=128, image_size=224, batch_size=16),
-    Case("in memory", no_files, images=192, image_size=preloaded.SIZE, batch_size=32),
-    Case("in memory", no_files, images=96, image_size=preloaded.SIZE, batch_size=32, model="resnet50"),
+    Case("digits, 8 x 8 PNG", write_digits, images=1438, image_size=64, batch_size=64, rows_of_a_step=640),
+    Case("photos, 500 x 375 JPEG", write_photos, images=128, image_size=224, batch_size=16, rows_of_a_step=48),
+    Case("in memory", no_files, images=192, image_size=preloaded.SIZE, batch_size=32, rows_of_a_step=64),
     Case(
-        "in memory, bfloat16", no_files, images=160, image_size=preloaded.SIZE, batch_size=32, model="resnet50",
-        autocast="bfloat16",
+        "in memory", no_files, images=64, image_size=preloaded.SIZE, batch_size=16, rows_of_a_step=16, model="resnet50"
     ),
     Case(
-        "in memory", no_files, images=24, image_size=preloaded.SIZE, batch_size=8, model="vit_b_16",
+        "in memory, bfloat16", no_files, images=128, image_size=preloaded.SIZE, batch_size=32, rows_of_a_step=32,
+        model="resnet50", autocast="bfloat16",
+    ),
+    Case(
+        "in memory", no_files, images=24, image_size=preloaded.SIZE, batch_size=8, rows_of_a_step=8, model="vit_b_16",
         taps=("encoder.ln:cls",),
     ),
 )  # fmt: skip
 KILLED_AT = 8  # batches
-SCALED = Case("digits, 8 x 8 PNG", write_digits, images=1438, image_size=64, batch_size=32)
+SCALED = Case("digits, 8 x 8 PNG", write_digits, images=1438, image_size=64, batch_size=32, rows_of_a_step=64)
 
 
 def run(
-    cluster: Cluster, *, cases: Sequence[Case] = CASES, scaled: Case | None = SCALED, kills: int = 3, repeats: int = 9
+    cluster: Cluster,
+    *,
+    cases: Sequence[Case] = CASES,
+    scaled: Case | None = SCALED,
+    kills: int = 3,
+    repeats: int = 35,
+    scaled_repeats: int = 5,
 ) -> Report:
     """Measure every case on the CPU; with ``scaled``, ``kills`` restarts and two processes beside one."""
-    speeds, stages, restarts, scaling = [], [], [], []
-    with tempfile.TemporaryDirectory(prefix="featurestream-images-") as folder, KafkaLog(cluster) as log:
-        for number, case in enumerate(cases):
-            found = _Comparison(case, str(case.write(Path(folder) / str(number), case.images)), log, repeats)
-            speeds.append(found.speeds())
-            stages.append(found.stages())
+    restarts, scaling = [], []
+    with tempfile.TemporaryDirectory(prefix="featurestream-images-") as folder:
+        # In a process that was set up as the command's is: here there have been a client's threads already.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=keep_memory) as pool:
+            rows = [
+                pool.submit(_compared, cluster, case, str(case.write(Path(folder) / str(number), case.images)), repeats)
+                for number, case in enumerate(cases)
+            ]
+            speeds, stages = [row.result()[0] for row in rows], [row.result()[1] for row in rows]
         if scaled is not None:
             data = str(scaled.write(Path(folder) / "scaled", scaled.images))
-            restarts = _restarts(cluster, log, data, scaled, kills)
-            scaling = _scaling(log, data, scaled, repeats)
+            with KafkaLog(cluster) as log:
+                restarts = _restarts(cluster, log, data, scaled, kills)
+                scaling = _scaling(log, data, scaled, scaled_repeats)
     tables = [
-        Table(("images", "model", "pixels", "bare img/s", "produce img/s", "ratio", "goal", "by CPU"), speeds),
         Table(
-            (
-                "images",
-                "model",
-                "decode ms",
-                "forward ms",
-                "produce ms",
-                "possible",
-                "awaiting images",
-                "computing",
-                "awaiting Kafka",
-            ),
-            stages,
+            ("images", "model", "pixels", "bare img/s", "produce img/s", "ratio", "from, to", "goal", "by CPU"), speeds
         ),
+        Table(("images", "model", "decode ms", "forward ms", "produce ms", "possible"), stages),
         Table(("after", "first record s", "/ a fresh start"), restarts),
         Table(("processes, of one thread each", "img/s", "/ one"), scaling),
     ]
@@ -151,19 +155,28 @@ def run(
         f"the same model on the same batches, decoded before. On the CPU, with {torch.get_num_threads()} threads each.",
         tables=[table for table in tables if table.rows],
         remarks=[
-            f"Medians of {repeats} repeats in turn, the ratio with its smallest and largest. The clock runs from the "
-            "first batch to the last acknowledgement; opening data and model is not counted. `by CPU`: the same ratio "
-            "of the CPU time that an image takes in this process; of the wall the broker takes a part too.",
-            "The milliseconds are of CPU, an image: of decoding alone (read, decompress, resize, normalise), of the "
-            "bare forward, and of the producer in all. Where the forward keeps all cores busy, decoding must take its "
-            "share of them: possible is the ratio if nothing else cost anything. The last three columns are where the "
-            "producer's own clock says that its computing thread spent the time.",
+            f"{repeats} steps of each way in turn, in one process: a step is some batches, about a second, until the "
+            "last one's records are acknowledged and as many images are loaded ahead as before. "
+            "The ratio is the median of the steps' ratios with its standard error, then the smallest and the largest. "
+            "`by CPU`: the same of the CPU time that an image takes in this process; of the wall the broker takes a "
+            "part too. The bare forward runs in the same process, with the memory that the producer keeps; in a plain "
+            "script it waits for new pages with every batch.",
+            "The milliseconds are of CPU, an image: of decoding alone (read, decompress, resize, normalise; the first "
+            "time, memory and all), of the bare forward, and of the producer in all. Where the forward keeps all cores "
+            "busy, decoding must take its share of them: possible is the ratio if nothing else cost anything.",
             f"After SIGKILL at {KILLED_AT} batches: from the start of the same command to its first record on the log, "
             "against the start of the first one; importing torch is most of both. "
             "Two processes share what one process has alone.",
         ],
         versions={**package_versions("torch", "torchvision", "pillow", "numpy"), **client_versions()},
     )
+
+
+def _compared(cluster: Cluster, case: Case, data: str, repeats: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return a case's rows of the first two tables."""
+    with KafkaLog(cluster) as log:
+        found = _Comparison(case, data, log, repeats)
+    return found.speeds(), found.stages()
 
 
 def _restarts(cluster: Cluster, log: KafkaLog, data: str, case: Case, kills: int) -> list[tuple[str, ...]]:
@@ -250,16 +263,17 @@ class _Comparison:
 
     def __init__(self, case: Case, data: str, log: KafkaLog, repeats: int) -> None:
         self._case = case
-        self._data = data
-        self._log = log
-        self._stages: list[Stages] = []
-        prepared = self._prepare("bench-bare")
+        self._step = -(-case.rows_of_a_step // case.batch_size)
+        batches = -(-case.images // case.batch_size)
+        passes = -(-(self._step * (repeats + 2) + 1) // batches)
+        self._prepared = prepare(case.config(data, unique("produce")).model_copy(update={"passes": passes}))
         clock = Clock()
-        self._batches = _load(prepared)
-        self._images = sum(map(len, self._batches))
-        self._decode_ms = 1000 * clock.stop(self._images).cpu_s
-        self._prepared = prepared
-        self._runs = in_turn({"bare": self._bare, "ours": self._produce}, repeats)
+        self._batches = _load(self._prepared)
+        self._decode_ms = 1000 * clock.stop(sum(map(len, self._batches))).cpu_s
+        self._model = copy.deepcopy(self._prepared.backbone.model)  # the producer's has its hooks
+        self._next = 0
+        with Steps(self._prepared, log) as steps:
+            self._runs = in_turn({"bare": self._bare, "ours": lambda: steps.step(self._step)}, repeats)
 
     def speeds(self) -> tuple[str, ...]:
         """Return the row of the first table."""
@@ -268,42 +282,34 @@ class _Comparison:
             self._case.title,
             self._case.model,
             str(self._case.image_size),
-            *(f"{rate(self._runs, name):,.0f}" for name in ("bare", "ours")),
-            str(found),
-            found.against(GOAL),
-            f"{cpu_ms(self._runs, 'bare') / cpu_ms(self._runs, 'ours'):.3f}",
+            *(f"{rate(self._runs, name):,.1f}" for name in ("bare", "ours")),
+            f"{found.median:.3f} ± {found.error:.3f}",
+            f"{found.low:.2f} to {found.high:.2f}",
+            found.against(GOAL) if self._case.ready else "decoding",
+            f"{cpu_ratio(self._runs, 'ours', 'bare').median:.3f}",
         )
 
     def stages(self) -> tuple[str, ...]:
         """Return the row of the second table."""
-        forward_ms = cpu_ms(self._runs, "bare")
-        waited = [(one.data_s, one.forward_s, one.send_s) for one in self._stages]
-        totals = [sum(column) for column in zip(*waited, strict=True)]
+        bare_ms = cpu_ms(self._runs, "bare")
         return (
             self._case.title,
             self._case.model,
-            *(f"{ms:.2f}" for ms in (self._decode_ms, forward_ms, cpu_ms(self._runs, "ours"))),
-            f"{forward_ms / (forward_ms + self._decode_ms):.3f}",
-            *(f"{total / math.fsum(totals):.0%}" for total in totals),
+            *(f"{ms:.2f}" for ms in (self._decode_ms, bare_ms, cpu_ms(self._runs, "ours"))),
+            f"{bare_ms / (bare_ms + self._decode_ms):.3f}",
         )
 
-    def _prepare(self, stream: str) -> Prepared:
-        return prepare(self._case.config(self._data, stream))
-
     def _bare(self) -> Run:
-        model, autocast = self._prepared.backbone.model, self._case.autocast
+        """Run the model on as many batches as a step of the producer has, the same ones in the same order."""
+        autocast = self._case.autocast
         dtype = None if autocast is None else DTYPES[autocast]
+        places = [(self._next + place) % len(self._batches) for place in range(self._step)]
+        self._next += self._step
         clock = Clock()
         with torch.inference_mode(), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-            for _ in range(self._case.passes):
-                for images_BCHW in self._batches:
-                    model(images_BCHW)
-        return clock.stop(self._images * self._case.passes)
-
-    def _produce(self) -> Run:
-        result, cpu_s = _published(self._prepare(unique("produce")), self._log)
-        self._stages.append(result.stages)
-        return Run(result.rows / result.stages.thread_s, cpu_s)
+            for place in places:
+                self._model(self._batches[place])
+        return clock.stop(sum(len(self._batches[place]) for place in places))
 
 
 def _load(prepared: Prepared) -> list[Tensor]:

@@ -22,6 +22,7 @@ from featurestream_producer.backbones import Backbone, build_backbone
 from featurestream_producer.config import DEFAULT_LANES, ProduceConfig
 from featurestream_producer.datasets import ImageDataset, decoder_of, open_dataset
 from featurestream_producer.devices import device_title, find_devices, fix_rounding, loader_workers
+from featurestream_producer.heap import keep_memory
 from featurestream_producer.loader import BatchPlan, load_batch
 from featurestream_producer.plan import Plan, Speed, choose_batch_samples, plan_of
 from featurestream_producer.ranks import Rank, find_rank
@@ -70,6 +71,7 @@ def prepare(config: ProduceConfig, rank: Rank | None = None) -> Prepared:
     raise: UsageError, UnknownNameError, DataError, FeatureRangeError.
     """
     fix_rounding()
+    keep_memory()
     rank = find_rank() if rank is None else rank
     devices = find_devices(config.devices, rank)
     lanes = config.lanes if config.given("lanes") else max(DEFAULT_LANES, len(devices) * rank.size)

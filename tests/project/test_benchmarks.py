@@ -35,7 +35,9 @@ from featurestream.kafka import KafkaLog
 from featurestream.kafka.admin import ping
 from tests.project.documents import ROOT
 
-PHOTOS = Case("photos", produce.write_photos, images=6, image_size=32, batch_size=4, taps=("avgpool",))
+PHOTOS = Case(
+    "photos", produce.write_photos, images=6, image_size=32, batch_size=4, rows_of_a_step=8, taps=("avgpool",)
+)
 
 
 def runs(*rates: float) -> list[Run]:
@@ -193,7 +195,9 @@ def test_read_runs_and_leaves_no_topic(broker: Cluster) -> None:
 
 @pytest.mark.broker
 def test_produce_runs_and_leaves_no_topic(broker: Cluster) -> None:
-    ready = Case("in memory", produce.no_files, images=2, image_size=224, batch_size=2, autocast="bfloat16")
+    ready = Case(
+        "in memory", produce.no_files, images=2, image_size=224, batch_size=2, rows_of_a_step=2, autocast="bfloat16"
+    )
     speeds, stages, *_ = rows_of(produce.run(broker, cases=[PHOTOS, ready], scaled=None, repeats=1))
     assert [row[:3] for row in speeds] == [("photos", "resnet18", "32"), ("in memory", "resnet18", "224")]
     assert [row[0] for row in stages] == ["photos", "in memory"]
@@ -204,7 +208,7 @@ def test_produce_runs_and_leaves_no_topic(broker: Cluster) -> None:
 @pytest.mark.broker
 def test_a_kill_and_a_second_process_are_measured(broker: Cluster) -> None:
     """Slow: it starts six processes that import torch."""
-    *_, restarts, scaling = rows_of(produce.run(broker, cases=[], scaled=PHOTOS, kills=1, repeats=1))
+    *_, restarts, scaling = rows_of(produce.run(broker, cases=[], scaled=PHOTOS, kills=1, repeats=1, scaled_repeats=1))
     assert all(float(row[1]) > 0 for row in restarts)
     assert [row[0] for row in scaling] == ["1", "2"]
     check_nothing_is_left(broker)
