@@ -12,6 +12,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from PIL import Image
 from torch import nn
 
@@ -80,15 +81,24 @@ class Steps:
         with self._changed:
             self._allowed = first + batches
             self._changed.notify_all()
+        self._await_forwards()
+        rows = self._rows(self._allowed) - self._rows(first)
+        computed, clock = clock.stop(rows), Clock()
         self._settle()
-        return clock.stop(self._rows(self._allowed) - self._rows(first))
+        left = clock.stop(rows)
+        seconds = 1 / computed.rate + left.cpu_s / torch.get_num_threads()
+        return Run(1 / seconds, computed.cpu_s + left.cpu_s)
 
-    def _settle(self) -> None:
-        """Return when nothing is left to do before the device's thread may go on."""
+    def _await_forwards(self) -> None:
         until = time.monotonic() + LONGEST_S
         with self._changed:
             while not self._changed.wait_for(lambda: self._at >= self._allowed, timeout=1):
                 self._check(until)
+
+    def _settle(self) -> None:
+        """Return when nothing is left to do before the device's thread may go on."""
+        self._await_forwards()
+        until = time.monotonic() + LONGEST_S
         ahead = self._rows(min(self._allowed + 1 + LOADED_AHEAD, self._total))
         while self._loaded < ahead or self._log.appended < self._taps * self._allowed:
             self._check(until)

@@ -24,7 +24,7 @@ from featurestream.errors import FeatureStreamError, InternalError, OutsideError
 from featurestream.ports import Log
 from featurestream_producer.bound import PaceBound
 from featurestream_producer.distance import Gate
-from featurestream_producer.heap import keep_memory
+from featurestream_producer.heap import children_keep_memory
 from featurestream_producer.interrupts import interrupt_blocked
 from featurestream_producer.requests import RequestServer, Served, Unserved
 from featurestream_producer.taps import TapReader
@@ -160,7 +160,7 @@ class ProcessCrew:
         for job, payload in zip(jobs, payloads, strict=True):
             here, there = context.Pipe()
             process = context.Process(target=_process_main, args=(payload, there, threads), name=f"worker {job.device}")
-            with interrupt_blocked():
+            with interrupt_blocked(), children_keep_memory():
                 process.start()
             there.close()
             self._pipes[job.index], self._processes[job.index] = here, process
@@ -241,7 +241,6 @@ def _pickled(work: object) -> bytes:
 
 def _process_main(payload: bytes, pipe: Connection, threads: int) -> None:
     """Run one job in a process of its own; ``pipe`` brings "stop" and limits, and takes what happens."""
-    keep_memory()
     torch.set_num_threads(threads)
     # Ctrl-C is blocked from the start. SIGTERM may come to all of a service's processes: the first one tells the rest.
     signal.signal(signal.SIGTERM, lambda _number, _frame: None)
