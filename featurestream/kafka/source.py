@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any, Final, TypeVar
 
 from confluent_kafka import (
@@ -22,7 +21,7 @@ from featurestream.absent import no_lane, no_offset
 from featurestream.closing import Closing
 from featurestream.cluster import Cluster
 from featurestream.errors import BrokerError, FeatureStreamError, GoneError, RecordError, UsageError
-from featurestream.kafka.client import CONNECT_S, Home, Reports, ask, open_client
+from featurestream.kafka.client import CONNECT_S, Home, ask, open_client
 from featurestream.kafka.config import LANE_QUEUE_KBYTES, check_properties, finder_settings, reader_settings
 from featurestream.kafka.errors import BROKEN, GONE, NO_LANE, PASSING, code_of, not_unpacked, request_failed
 from featurestream.kafka.rights import Right
@@ -45,8 +44,8 @@ class KafkaSource(Closing):
     BrokerError after ``stall_s`` seconds without contact, and at once for a refused login; a look-up whose cluster has
     never answered gives up after 10 s. Look-ups may come from any thread.
 
-    ``known`` are lanes of which the cluster has spoken: a reader of one of them is opened without a question, and the
-    client for look-ups only with the first one. What is learned is added to it.
+    ``known`` are lanes of which the cluster has spoken: a reader of one of them is opened without a question. What is
+    learned is added to it.
     """
 
     def __init__(
@@ -217,19 +216,14 @@ class _Finder:
     """
 
     def __init__(self, cluster: Cluster, client_id: str, stall_s: float, known: set[Place]) -> None:
-        self._settings = finder_settings(cluster, client_id)
+        # At once, and not with the first question: that comes when a reader hears nothing, and a client that is made
+        # while a broker comes back is the likeliest to be lost.
+        self._consumer, self._reports = open_client(Consumer, finder_settings(cluster, client_id))
         self._home = Home()
         self._stall_s = stall_s
         self._lock = threading.RLock()
         self._users = 1
         self._known = known
-        if not known:
-            _ = self._client  # what the client library refuses is an error at once
-
-    @cached_property
-    def _client(self) -> tuple[Consumer, Reports]:
-        # A source that only opens readers of lanes that are known needs none.
-        return open_client(Consumer, self._settings)
 
     def share(self) -> _Finder:
         with self._lock:
@@ -239,9 +233,9 @@ class _Finder:
     def release(self) -> None:
         with self._lock:
             self._users -= 1
-            if self._users == 0 and "_client" in self.__dict__:
+            if self._users == 0:
                 self._home.check()
-                self._client[0].close()
+                self._consumer.close()
 
     def require(self, place: Place) -> None:
         """Raise StreamNotFoundError for a topic or a lane that is not there; nothing is asked where it was once."""
@@ -298,26 +292,25 @@ class _Finder:
                     raise not_unpacked(error, *place, wanted)
                 elif error.code() not in NO_LANE or time.monotonic() >= until:  # else the client learns of it in time
                     doing, right = f"cannot read {place[0]}, lane {place[1]}", Right("Read", "topic", place[0])
-                    raise request_failed(error, doing, self._client[1].address, right)
+                    raise request_failed(error, doing, self._reports.address, right)
 
     def _fetch(self, place: Place, offset: int, until: float) -> Message:
         """Return what the client gives for an offset, a record or an error.
 
         Raises RecordError where it stays silent, StreamNotFoundError and BrokerError where that is their fault.
         """
-        consumer, reports = self._client
-        consumer.assign([TopicPartition(*place, offset)])
+        self._consumer.assign([TopicPartition(*place, offset)])
         try:
             while True:
-                message = consumer.poll(PROBE_LIMIT_S)
+                message = self._consumer.poll(PROBE_LIMIT_S)
                 error = None if message is None else message.error()
                 if message is not None and (error is None or error.code() not in UNHEEDED):
                     return message
-                reports.check()
+                self._reports.check()
                 if message is None:
                     self._explain(place, offset, until)
         finally:
-            consumer.unassign()
+            self._consumer.unassign()
 
     def _explain(self, place: Place, offset: int, until: float) -> None:
         """Raise the reason why nothing comes from a lane, where there is one by now."""
@@ -338,7 +331,7 @@ class _Finder:
         asked = [TopicPartition(topic, lane, time_ms) for topic, lane in places]
 
         def question(timeout_s: float) -> list[TopicPartition]:
-            found = self._client[0].offsets_for_times(asked, timeout=timeout_s)
+            found = self._consumer.offsets_for_times(asked, timeout=timeout_s)
             for place in found:
                 if place.error is not None:
                     raise KafkaException(place.error)
@@ -350,6 +343,8 @@ class _Finder:
 
     def _ask(self, places: Sequence[Place], question: Callable[[float], T], limit_s: float | None = None) -> T:
         self._home.check()
+        if limit_s is None:
+            limit_s = self._stall_s if self._reports.contact else CONNECT_S
 
         def checked(timeout_s: float) -> T:
             try:
@@ -364,20 +359,17 @@ class _Finder:
                 raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE)) from error
 
         with self._lock:
-            consumer, reports = self._client
-            if limit_s is None:
-                limit_s = self._stall_s if reports.contact else CONNECT_S
             try:
-                return ask(consumer, reports, limit_s, checked)
+                return ask(self._consumer, self._reports, limit_s, checked)
             except KafkaException as error:
                 topic, lane = places[0]
                 # Describe would do for this question, but Read, which brings it, is what the next one takes.
                 right = Right("Read", "topic", topic)
                 doing = f"cannot look into {topic}, lane {lane}"
-                raise request_failed(error, doing, reports.address, right) from error
+                raise request_failed(error, doing, self._reports.address, right) from error
 
     def _is_there(self, topic: str, lane: int, timeout_s: float) -> bool:
-        found = self._client[0].list_topics(topic, timeout=timeout_s).topics.get(topic)
+        found = self._consumer.list_topics(topic, timeout=timeout_s).topics.get(topic)
         if found is None or (found.error is not None and found.error.code() in NO_LANE):
             return False
         if found.error is None:

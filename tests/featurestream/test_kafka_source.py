@@ -129,7 +129,7 @@ def clients(monkeypatch):
     return opened
 
 
-def test_a_stream_takes_one_client_for_look_ups_one_for_the_manifest_and_one_a_lane(broker, log, unique, clients):
+def test_a_stream_takes_a_client_for_the_manifest_one_a_lane_and_two_for_look_ups(broker, log, unique, clients):
     manifest = make_manifest(unique, lanes=2, taps=("layer3",))
     publish(log, manifest)
     clients.clear()
@@ -137,9 +137,9 @@ def test_a_stream_takes_one_client_for_look_ups_one_for_the_manifest_and_one_a_l
         assert clients == [FINDER, READER]
         batches = iter(stream)
         next(batches)
-        assert clients == [FINDER, READER, READER], "what the look-ups have found is not asked for again"
+        assert clients == [FINDER, READER, FINDER, READER]
         next(batches)
-    assert clients == [FINDER, READER, READER, READER]
+    assert clients == [FINDER, READER, FINDER, READER, READER]
 
 
 def test_a_lane_that_is_known_and_gone_all_the_same_is_named_by_its_reader(broker, log, unique):
