@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 import numpy as np
@@ -108,3 +109,13 @@ def publish(log: Log, manifest: Manifest, batches: Iterable[int] | None = None) 
     create(log, manifest)
     append(log, manifest, range(manifest.total_batches or 0) if batches is None else batches)
     return manifest
+
+
+def poll_for(reader, seconds: float):
+    """Return the next record of a lane, None where none comes in time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        record = reader.poll(0.2)
+        if record is not None:
+            return record
+    return None

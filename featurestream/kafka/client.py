@@ -2,8 +2,8 @@
 
 A client can be lost. A broker that was stopped for longer than its session knows of no broker until it has told the
 controller that it is back; a client that hears so forgets all that it knows, and in one case of ten (measured) has
-none left to ask again: librdkafka's issue 5301, open, seen in 2.13 and 2.16. Whoever waits for it gives up in time, and
-the next question is asked by a new client.
+none left to ask again: librdkafka's issue 5301, open, seen in 2.13 and 2.16. A reader then takes another (source.py);
+whoever else waits for it gives up in time, and the next question is asked by a new client.
 """
 
 from __future__ import annotations
@@ -129,6 +129,15 @@ def open_client(kind: type[Client], settings: dict[str, Any], **callbacks: Any) 
     except (KafkaException, TypeError, ValueError) as error:
         raise bad_settings(error) from error
     return client, reports
+
+
+def replace_consumer(consumer: Consumer, reports: Reports, settings: dict[str, Any]) -> tuple[Consumer, Reports]:
+    """Close a consumer that may be lost; return another of the same cluster, and its reports."""
+    reports.mute()
+    consumer.close()
+    other, news = open_client(type(consumer), settings)
+    news.contact = reports.contact
+    return other, news
 
 
 def ask(

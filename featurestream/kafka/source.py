@@ -21,7 +21,7 @@ from featurestream.absent import no_lane, no_offset
 from featurestream.closing import Closing
 from featurestream.cluster import Cluster
 from featurestream.errors import BrokerError, FeatureStreamError, GoneError, RecordError, UsageError
-from featurestream.kafka.client import CONNECT_S, Home, ask, open_client
+from featurestream.kafka.client import CONNECT_S, Home, ask, open_client, replace_consumer
 from featurestream.kafka.config import LANE_QUEUE_KBYTES, check_properties, finder_settings, reader_settings
 from featurestream.kafka.errors import BROKEN, GONE, NO_LANE, PASSING, code_of, not_unpacked, request_failed
 from featurestream.kafka.rights import Right
@@ -32,6 +32,9 @@ T = TypeVar("T")
 STALL_S: Final = 60.0
 PROBE_S: Final = 5.0  # a reader that has heard nothing for so long asks whether the broker and its lane are there
 PROBE_LIMIT_S: Final = 0.5
+# A client that has had nothing for so long while the cluster has more, or that gets no answer, may be lost (client.py):
+# another takes its place. Over a slow network it is not: there a reader learns to wait for longer.
+LOST_S: Final = 5.0
 # A client looks for its group's coordinator even if it never joins: a login that may read the topic needs no group.
 UNHEEDED: Final = PASSING | {KafkaError.GROUP_AUTHORIZATION_FAILED}
 PAUSE_S: Final = 1.0  # between two probes; and between two polls: what is longer was spent elsewhere, not waiting
@@ -115,10 +118,13 @@ class KafkaLaneReader:
         # Seconds inside poll: since the broker's last sign of life, and since it was found to hold more than comes.
         self._silent_s = 0.0
         self._behind_s: float | None = None
-        self._looked_at = time.monotonic()
+        self._client_behind_s = 0.0  # of that, with the client that it has now
+        self._patience_s = LOST_S
+        self._looked_at: float | None = None  # when a poll last brought nothing, if that was the last one
         self._probe_at = 0.0
+        self._settings = settings
         self._consumer, self._reports = open_client(Consumer, settings)
-        self._consumer.assign([TopicPartition(topic, lane, offset)])
+        self._assign()
         self._finder = finder.share()
 
     def poll(self, timeout_s: float) -> LogRecord | None:
@@ -129,8 +135,11 @@ class KafkaLaneReader:
         self._home.check()
         if self._failure is not None:
             raise self._failure
+        message = self._consumer.poll(timeout_s)
+        if message is not None and message.error() is None:
+            return self._read(message)
         try:
-            return self._poll(timeout_s)
+            return self._wait(message, timeout_s)
         except FeatureStreamError as error:
             # After an offset that is gone the client is silent for ever; other errors are no better repeated.
             self._failure = error
@@ -145,14 +154,18 @@ class KafkaLaneReader:
             self._consumer.close()
             self._finder.release()
 
-    def _poll(self, timeout_s: float) -> LogRecord | None:
+    def _read(self, message: Message) -> LogRecord:
+        record = _record(self._topic, self._lane, message)
+        self._moved_to(record.offset + 1)
+        return record
+
+    def _wait(self, message: Message | None, timeout_s: float) -> LogRecord | None:
+        """Take what is not a record: the client's word on the lane, or that nothing came in time."""
         until = time.monotonic() + timeout_s
-        while (message := self._consumer.poll(timeout_s)) is not None:
+        while message is not None:
             error = message.error()
             if error is None:
-                record = _record(self._topic, self._lane, message)
-                self._moved_to(record.offset + 1)
-                return record
+                return self._read(message)
             if error.code() == KafkaError._PARTITION_EOF:
                 self._moved_to(message.offset() or 0)
             elif error.code() in GONE:
@@ -163,25 +176,33 @@ class KafkaLaneReader:
                 doing, right = f"cannot read {self._topic}, lane {self._lane}", Right("Read", "topic", self._topic)
                 raise request_failed(error, doing, self._reports.address, right)
             timeout_s = max(until - time.monotonic(), 0.0)
+            message = self._consumer.poll(timeout_s)
         self._reports.check()
         self._wait_on(timeout_s)
         return None
 
+    def _assign(self) -> None:
+        self._consumer.assign([TopicPartition(self._topic, self._lane, self._offset)])
+
     def _moved_to(self, offset: int) -> None:
         self._offset = offset
         self._silent_s = 0.0
-        self._behind_s = None
-        self._looked_at = time.monotonic()
+        if self._behind_s is not None:
+            self._behind_s = None
+            if self._client_behind_s < LOST_S:  # else it only took its time, and the one before may have, too
+                self._patience_s = LOST_S
+        self._looked_at = None
         self._reports.answered()
 
     def _wait_on(self, timeout_s: float) -> None:
         """Decide, after a poll that brought nothing, whether waiting on makes sense."""
         now = time.monotonic()
-        waited_s = min(now - self._looked_at, timeout_s + PAUSE_S)
+        waited_s = timeout_s if self._looked_at is None else min(now - self._looked_at, timeout_s + PAUSE_S)
         self._looked_at = now
         self._silent_s += waited_s
         if self._behind_s is not None:
             self._behind_s += waited_s
+            self._client_behind_s += waited_s
         quiet = self._silent_s < min(PROBE_S, self._stall_s / 4)
         if now < self._probe_at or (quiet and not self._reports.doubt):
             return
@@ -191,15 +212,21 @@ class KafkaLaneReader:
         except BrokerError:
             if self._silent_s >= self._stall_s:
                 raise self._reports.unreachable(self._silent_s) from None
+            self._finder.replace_lost()
             return
         self._silent_s = 0.0
         self._reports.answered()
         if high <= self._offset:
             self._behind_s = None
         elif self._behind_s is None:
-            self._behind_s = 0.0
+            self._behind_s = self._client_behind_s = 0.0
         elif self._behind_s >= 2 * self._stall_s:
             raise _stuck(self._topic, self._lane, self._offset, high, self._behind_s)
+        elif self._client_behind_s >= self._patience_s:
+            self._client_behind_s = 0.0
+            self._patience_s *= 2
+            self._consumer, self._reports = replace_consumer(self._consumer, self._reports, self._settings)
+            self._assign()
 
     def _gone(self) -> GoneError:
         try:
@@ -218,9 +245,11 @@ class _Finder:
     def __init__(self, cluster: Cluster, client_id: str, stall_s: float, known: set[Place]) -> None:
         # At once, and not with the first question: that comes when a reader hears nothing, and a client that is made
         # while a broker comes back is the likeliest to be lost.
-        self._consumer, self._reports = open_client(Consumer, finder_settings(cluster, client_id))
+        self._settings = finder_settings(cluster, client_id)
+        self._consumer, self._reports = open_client(Consumer, self._settings)
         self._home = Home()
         self._stall_s = stall_s
+        self._unanswered_since: float | None = None
         self._lock = threading.RLock()
         self._users = 1
         self._known = known
@@ -236,6 +265,14 @@ class _Finder:
             if self._users == 0:
                 self._home.check()
                 self._consumer.close()
+
+    def replace_lost(self) -> None:
+        """Open another client where this one has had no answer for a while."""
+        with self._lock:
+            since = self._unanswered_since
+            if since is not None and time.monotonic() - since >= LOST_S:
+                self._unanswered_since = None
+                self._consumer, self._reports = replace_consumer(self._consumer, self._reports, self._settings)
 
     def require(self, place: Place) -> None:
         """Raise StreamNotFoundError for a topic or a lane that is not there; nothing is asked where it was once."""
@@ -360,13 +397,18 @@ class _Finder:
 
         with self._lock:
             try:
-                return ask(self._consumer, self._reports, limit_s, checked)
+                answer = ask(self._consumer, self._reports, limit_s, checked)
+            except BrokerError:
+                self._unanswered_since = self._unanswered_since or time.monotonic()
+                raise
             except KafkaException as error:
                 topic, lane = places[0]
                 # Describe would do for this question, but Read, which brings it, is what the next one takes.
                 right = Right("Read", "topic", topic)
                 doing = f"cannot look into {topic}, lane {lane}"
                 raise request_failed(error, doing, self._reports.address, right) from error
+            self._unanswered_since = None
+            return answer
 
     def _is_there(self, topic: str, lane: int, timeout_s: float) -> bool:
         found = self._consumer.list_topics(topic, timeout=timeout_s).topics.get(topic)

@@ -19,6 +19,7 @@ from featurestream.cluster import Cluster
 from featurestream.errors import BrokerError, RecordError
 from featurestream.kafka import KafkaLog, KafkaSink, KafkaSource
 from tests.conftest import guarded
+from tests.support import poll_for
 
 pytestmark = pytest.mark.broker
 
@@ -66,16 +67,6 @@ def standing_still(broker: EmbeddedBroker) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
-
-
-def poll_for(reader, seconds: float):
-    """Poll until a record comes, or an error."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        record = reader.poll(0.2)
-        if record is not None:
-            return record
-    return None
 
 
 def test_a_broker_that_is_killed_and_comes_back_has_lost_nothing_and_doubled_nothing(own, topic):

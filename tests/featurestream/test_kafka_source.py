@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from featurestream.errors import GoneError, StreamNotFoundError, UsageError
@@ -13,7 +14,7 @@ from featurestream.kafka import KafkaLog, KafkaSource
 from featurestream.kafka import source as module
 from featurestream.stream import FeatureStream
 from tests.contracts.source_contract import SourceContract
-from tests.support import make_manifest, publish
+from tests.support import make_manifest, poll_for, publish
 
 pytestmark = pytest.mark.broker
 
@@ -140,6 +141,82 @@ def test_a_stream_takes_a_client_for_the_manifest_one_a_lane_and_two_for_look_up
         assert clients == [FINDER, READER, FINDER, READER]
         next(batches)
     assert clients == [FINDER, READER, FINDER, READER, READER]
+
+
+@pytest.fixture
+def losable(monkeypatch):
+    """Return the clients that sources and readers open from now on.
+
+    One whose ``lost`` is set hears nothing more; ``first_s`` of the class is how long each of them hears nothing.
+    """
+    opened = []
+
+    class Losable(Consumer):
+        lost = False
+        first_s = 0.0
+
+        def __init__(self, settings, **others):
+            super().__init__(settings, **others)
+            self.hears_at, self.held = time.monotonic() + self.first_s, []
+            opened.append(self)
+
+        def poll(self, timeout):
+            message = super().poll(timeout)
+            if message is not None:
+                self.held.append(message)
+            silent = self.lost or time.monotonic() < self.hears_at
+            return self.held.pop(0) if self.held and not silent else None
+
+        def offsets_for_times(self, places, timeout):
+            if self.lost:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+            return super().offsets_for_times(places, timeout=timeout)
+
+    monkeypatch.setattr(module, "Consumer", Losable)
+    for name, seconds in (("PROBE_S", 0.1), ("PAUSE_S", 0.1), ("LOST_S", 0.3)):
+        monkeypatch.setattr(module, name, seconds)
+    return opened
+
+
+def test_readers_and_look_ups_whose_clients_are_lost_take_others_and_miss_nothing(broker, log, unique, losable):
+    log.create_topic(unique, 1, {})
+    with KafkaSource(broker) as source, log.sink() as sink:
+        reader = source.read(unique, 0, 0)
+        sink.append(unique, 0, key=b"k", value=b"0")
+        assert poll_for(reader, 10.0).value == b"0"
+        for client in losable:
+            client.lost = True
+        sink.append(unique, 0, key=b"k", value=b"1")
+        assert poll_for(reader, 20.0).value == b"1"
+        finder, first, *others = losable
+        assert [client.lost for client in (finder, first, *others)] == [True, True, False, False]
+        assert source.bounds(unique, 0) == (0, 2)
+        reader.close()
+
+
+def test_a_client_that_is_only_slow_is_given_longer_each_time_until_it_has_its_records(broker, log, unique, losable):
+    log.create_topic(unique, 1, {})
+    with KafkaSource(broker) as source, log.sink() as sink:
+        sink.append(unique, 0, key=b"k", value=b"0")
+        type(losable[0]).first_s = 1.5  # five times as long as the first is given
+        reader = source.read(unique, 0, 0)
+        assert poll_for(reader, 20.0).value == b"0"
+        clients = len(losable)
+        assert clients > 2
+        losable[-1].hears_at = time.monotonic() + 1.0  # and it stays slow: the reader has learned that
+        sink.append(unique, 0, key=b"k", value=b"1")
+        assert poll_for(reader, 20.0).value == b"1"
+        assert len(losable) == clients
+        reader.close()
+
+
+def test_a_client_that_is_not_lost_is_kept(broker, log, unique, losable):
+    log.create_topic(unique, 1, {})
+    with KafkaSource(broker) as source:
+        reader = source.read(unique, 0, 0)
+        assert poll_for(reader, 2.0) is None
+        assert len(losable) == 2
+        reader.close()
 
 
 def test_a_lane_that_is_known_and_gone_all_the_same_is_named_by_its_reader(broker, log, unique):
