@@ -31,8 +31,8 @@ class Agreement:
     def check(self, record: Record) -> None:
         """Raise RecordError where a record of this tap is not what the manifest says."""
         layout = self._layout
-        held = record.rows // record.views + len(record.missing)
-        samples = len(layout.sample_range(record.batch))
+        held = record.identity.rows // record.views + len(record.missing)
+        samples = layout.samples_of(record.batch)
         if self._at_most:
             samples = min(held, samples)
         found = (record.fingerprint, record.pass_number, record.dtype, record.shape, record.views, held)

@@ -62,6 +62,7 @@ class LaneMerge:
         self._readers: dict[Place, LaneReader] = {}
         self._expected: dict[Place, int] = {}
         self._agreements = {tap: Agreement(manifest, tap) for tap in self.taps}
+        self._headers_due: tuple[int, Headers] = (-1, ())  # of the batch that was asked for last, the same for all taps
 
     @property
     def open_lanes(self) -> int:
@@ -101,7 +102,9 @@ class LaneMerge:
             raw = self._poll(place, number)
             self._offsets[place] = raw.offset + 1
             due = self._expected[place]
-            if raw.headers != self._headers_of(due):
+            if self._headers_due[0] != due:
+                self._headers_due = due, self._headers_of(due)
+            if raw.headers != self._headers_due[1]:
                 found = self._headers(raw)
                 check_follows(raw, found, self._manifest, due)
                 if found.batch < due:

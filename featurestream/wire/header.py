@@ -43,7 +43,7 @@ def record_of(packed: bytes, payload: NDArray[np.uint8], place: tuple[str, int, 
     Types are checked here; what the values may be is a record's own rule.
     """
     try:
-        record = known_record(packed, _map(packed), payload, place)
+        record = known_record(packed, payload, place)
         return record_by_key(packed, payload, place) if record is None else record
     except UsageError as error:
         raise RecordError(error.message, hint=error.hint or DAMAGED) from error

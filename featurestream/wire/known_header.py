@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from featurestream.record import ITEM_BYTES, MissingSample, Record
 from featurestream.wire.columns import PackedIdentity
-from featurestream.wire.layout import ARRAYS, HEADER_KEYS, INPUTS, LONGEST_TEXT, NULL
+from featurestream.wire.layout import ARRAYS, HEADER_KEYS, INPUTS, LONGEST_TEXT, MAPS, NULL
 from featurestream.wire.value import aligned
 
 _Text = Annotated[str, msgspec.Meta(max_length=LONGEST_TEXT)]
@@ -49,12 +49,15 @@ _INPUTS: Final = msgspec.msgpack.Decoder(list[list[int | str]])
 _MISSING: Final = msgspec.msgpack.Decoder(list[tuple[int, str, str]])
 _SHAPE: Final = msgspec.msgpack.Decoder(tuple[int, ...])
 _NONE: Final = b"\x90"
+#: How a map begins, in the shortest form, that has no key twice: with none, one or both of the keys that may be absent.
+_STARTS: Final = tuple(
+    bytes([0x80 + keys]) if keys < 16 else b"\xde" + MAPS[0xDE].pack(keys)
+    for keys in range(len(HEADER_KEYS), len(HEADER_KEYS) + 3)
+)
 
 
-def known_record(
-    packed: bytes, entries: int, payload: NDArray[np.uint8], place: tuple[str, int, int] | None
-) -> Record | None:
-    """Return the record of a header of ``entries`` keys, or None where it has another key, or one twice, or is wrong.
+def known_record(packed: bytes, payload: NDArray[np.uint8], place: tuple[str, int, int] | None) -> Record | None:
+    """Return the record of a packed header, or None where it has another key, or one twice, or is wrong.
 
     Raises UsageError for values that no record can have.
     """
@@ -67,7 +70,7 @@ def known_record(
             extra[INPUTS] = _INPUTS.decode(header.inputs)
     except ValueError:  # all of the library's own are
         return None
-    if entries != len(HEADER_KEYS) + len(extra) + (header.pad is not msgspec.UNSET):
+    if not packed.startswith(_STARTS[len(extra) + (header.pad is not msgspec.UNSET)]):
         return None
     rows, tap, batch, dtype = header.rows, header.tap, header.batch, header.dtype
     lists = (bytes(header.indices), bytes(header.ids), bytes(header.labels))
