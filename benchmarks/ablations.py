@@ -44,7 +44,7 @@ def run(
     rates: Sequence[float] = RATES,
     dropouts: Sequence[float] = DROPOUTS,
     seeds: Sequence[int] = SEEDS,
-    repeats: int = 2,
+    repeats: int = 4,
 ) -> Report:
     """Measure the sweep over all combinations of ``rates``, ``dropouts`` and ``seeds``; all runs are processes."""
     count = len(rates) * len(dropouts) * len(seeds)

@@ -7,13 +7,12 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import Clock, Run
+from featurestream.closing import Closing
 from featurestream_producer.heap import SETTINGS
 
 
@@ -26,8 +25,8 @@ def forward(model: nn.Module, batches: Sequence[Tensor], places: Sequence[int], 
     return clock.stop(sum(len(batches[place]) for place in places))
 
 
-class Script:
-    """A model and batches in a process of their own. A context manager: leaving it ends the process."""
+class Script(Closing):
+    """A model and batches in a process of their own, which ends when this is closed."""
 
     def __init__(self, model: nn.Module, batches: Sequence[Tensor], dtype: torch.dtype | None, file: Path) -> None:
         torch.save((model, batches), file)
@@ -38,12 +37,8 @@ class Script:
             1, multiprocessing.get_context("spawn"), initializer=_open, initargs=(str(file),)
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End the process."""
         self._pool.shutdown()
 
     def step(self, places: Sequence[int]) -> Run:
