@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import sys
@@ -21,7 +22,7 @@ from featurestream.ports import Log
 from featurestream_producer.config import ProduceConfig
 from featurestream_producer.ranks import ALONE, Rank
 from featurestream_producer.run import produce
-from tests.producing import DELAY
+from tests.producing import DELAY, QUICK
 
 LOOK_S = 0.02
 END_S = 120.0
@@ -29,12 +30,16 @@ END_S = 120.0
 
 @contextmanager
 def producer(
-    address: str, fields: dict[str, Any], *, rank: Rank = ALONE, delay_s: float = 0.0
+    address: str, fields: dict[str, Any], *, rank: Rank = ALONE, delay_s: float = 0.0, quick: float = math.inf
 ) -> Iterator[ForkServerProcess]:
-    """Run ``produce`` in a process that was forked before any client or thread was there; it is killed at the end."""
+    """Run ``produce`` in a process that was forked before any client or thread was there; it is killed at the end.
+
+    Every forward waits ``delay_s`` first; after the first ``quick`` ones of each process, a second: a run that is to be
+    killed goes no further meanwhile, however busy the machine.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    process = context.Process(target=_produce, args=(address, fields, rank, delay_s))
+    process = context.Process(target=_produce, args=(address, fields, rank, delay_s, quick))
     process.start()
     try:
         yield process
@@ -42,8 +47,8 @@ def producer(
         kill(process)
 
 
-def _produce(address: str, fields: dict[str, Any], rank: Rank, delay_s: float) -> None:
-    os.environ[DELAY] = str(delay_s)
+def _produce(address: str, fields: dict[str, Any], rank: Rank, delay_s: float, quick: float) -> None:
+    os.environ |= {DELAY: str(delay_s), QUICK: str(quick)}
     with KafkaLog(Cluster(address)) as log:
         try:
             produce(ProduceConfig(**fields), log, say=_say, rank=rank)

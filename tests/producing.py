@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -29,6 +30,8 @@ from featurestream_producer.health import merged_inputs, merged_taps
 REPOSITORY = Path(__file__).parents[1]
 BACKBONE = "tests.producing:small"
 DELAY = "FEATURESTREAM_TEST_DELAY"
+QUICK = "FEATURESTREAM_TEST_QUICK"
+SLOW_S = 1.0
 SLOW_ONE = "FEATURESTREAM_TEST_SLOW_ONE"
 SIZE = 16
 TAPS = ("2:gap=early", "5=late")
@@ -55,14 +58,18 @@ def broken_images(folder: Path, broken: Iterable[int], count: int = 40) -> Path:
 def small() -> nn.Module:
     """Return a convolutional network that takes a millisecond: 8 channels at ``2``, 16 numbers at ``5``.
 
-    Where the environment variable :data:`DELAY` is set, every forward first waits so many seconds.
+    Where the environment variable :data:`DELAY` is set, every forward first waits so many seconds; after a process's
+    first :data:`QUICK` ones, where that is set, a second.
     """
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(),
         nn.Conv2d(8, 16, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
     )  # fmt: skip
     if delay_s := os.environ.get(DELAY):
-        model.register_forward_pre_hook(lambda _module, _images: time.sleep(float(delay_s)))
+        quick, forwards = float(os.environ.get(QUICK, "inf")), itertools.count(1)
+        model.register_forward_pre_hook(
+            lambda _module, _images: time.sleep(float(delay_s) if next(forwards) <= quick else SLOW_S)
+        )
     return model
 
 

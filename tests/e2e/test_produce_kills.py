@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -21,6 +22,8 @@ pytestmark = pytest.mark.broker
 
 PASSES = 40  # 240 batches: more than five killed runs publish
 DELAY_S = 0.02
+RANK_DELAY_S = 0.04
+AHEAD = 6  # a run goes on so many batches beyond the one that it is killed at, and then slowly: the kill may come late
 SEEDS = [range(0, 5), range(5, 10), range(10, 15), range(15, 20)]
 
 
@@ -72,7 +75,8 @@ def test_a_stream_of_five_killed_runs_is_bit_for_bit_the_undisturbed_one(
         devices, more = chance.choice((1, 1, 2, 3)), chance.randrange(30)
         before = records_of(log, unique, "late")
         fields = settings(images, unique, passes=PASSES, devices=("cpu",) * devices)
-        with producer(address, fields, delay_s=DELAY_S) as process:
+        quick = math.ceil((more + AHEAD) / devices)
+        with producer(address, fields, delay_s=DELAY_S, quick=quick) as process:
             wait_for_records(log, unique, "late", before + more, process)
             workers = workers_of(process)
             if workers and chance.random() < 0.5:
@@ -99,8 +103,8 @@ def test_a_rank_that_is_killed_is_started_again_while_the_other_goes_on(
     ranks = [Rank(number, 2, 0, 1, "run") for number in range(2)]
     fields = settings(images, unique, passes=PASSES)
     with ExitStack() as stack:
-        zero = stack.enter_context(producer(address, fields, rank=ranks[0], delay_s=DELAY_S))
-        one = stack.enter_context(producer(address, fields, rank=ranks[1], delay_s=DELAY_S))
+        zero = stack.enter_context(producer(address, fields, rank=ranks[0], delay_s=RANK_DELAY_S))
+        one = stack.enter_context(producer(address, fields, rank=ranks[1], delay_s=RANK_DELAY_S))
         wait_for_records(log, unique, "late", 5, one, lane=1)
         kill(one)
         wait_for_records(log, unique, "late", records_of(log, unique, "late") + 10, zero)
