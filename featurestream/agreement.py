@@ -8,7 +8,7 @@ from featurestream.errors import FingerprintError, HoleError, RecordError
 from featurestream.manifest import Manifest
 from featurestream.ports import LogRecord
 from featurestream.record import Record
-from featurestream.wire import RecordHeaders
+from featurestream.wire import ExpectedBatch, ExpectedPass, RecordHeaders
 
 _AGREED: Final = ("fingerprint", "pass", "dtype", "shape", "views", "samples")
 
@@ -46,6 +46,25 @@ class Agreement:
                     f"batch {record.batch} of tap {record.tap} says {what} {one}, by the manifest it is {other}",
                     hint="another program may have written to this topic",
                 )
+
+
+class Expectations:
+    """What a manifest says of the batches that come: of the one that was asked for last, it is known already."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._layout = manifest.layout
+        self._common = manifest.fingerprint, manifest.views, manifest.dtype
+        self._passes: dict[tuple[int, int], ExpectedPass] = {}  # by pass and rows: one
+        self._last: ExpectedBatch | None = None
+
+    def of(self, number: int) -> ExpectedBatch:
+        """Return what a batch holds from which no sample is missing."""
+        if self._last is None or self._last.number != number:
+            key = self._layout.pass_of(number), self._layout.rows_of(number)
+            if key not in self._passes:
+                self._passes = {key: ExpectedPass(*self._common, *key)}
+            self._last = self._passes[key].batch(number)
+        return self._last
 
 
 def check_follows(raw: LogRecord, headers: RecordHeaders, manifest: Manifest, expected: int) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TapRows:
+class TapRows(msgspec.Struct, frozen=True, eq=False):
     """The rows of one tap: raw little-endian numbers, uint8 (rows, bytes of a row), with their dtype and row shape."""
 
     payload: NDArray[np.uint8]
@@ -46,17 +45,14 @@ class TapRows:
         return as_tensor(self.payload.reshape(-1), self.dtype, (self.payload.shape[0], *self.shape))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class FeatureBatch:
+class FeatureBatch(msgspec.Struct, frozen=True, eq=False):
     """Rows of one pass, in the stream's order, with the features of every tap that is read.
 
     Attributes:
         position: the place of the first row.
         next_position: the place of the row after the last: where a reader that has used this batch goes on.
         pass_number: the pass that the rows belong to.
-        indices: int64 (rows,), the sample's index in the dataset.
-        ids: (rows,), the sample's id.
-        labels: int64 (rows,) class numbers, float32 (rows,) values or (rows, K) targets, or None.
+        identity: whose the rows are: see :attr:`indices`, :attr:`ids` and :attr:`labels`.
         taps: the features by tap name; see :meth:`numpy` and :meth:`tensor`.
         missing: samples of these batches that have no row, because their image could not be decoded.
     """
@@ -64,45 +60,24 @@ class FeatureBatch:
     position: Position
     next_position: Position
     pass_number: int
-    indices: NDArray[np.int64]
-    ids: tuple[str, ...]
-    labels: NDArray[Any] | None
+    identity: Identity
     taps: Mapping[str, TapRows]
     missing: tuple[MissingSample, ...] = ()
-    identity: Identity = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "identity", Identity(self.indices, self.ids, self.labels))
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """The sample's index in the dataset, int64 (rows,)."""
+        return self.identity.indices
 
-    @classmethod
-    def of(
-        cls,
-        position: Position,
-        next_position: Position,
-        identity: Identity,
-        *,
-        pass_number: int,
-        taps: Mapping[str, TapRows],
-        missing: tuple[MissingSample, ...],
-    ) -> FeatureBatch:
-        """Return a batch whose ``indices``, ``ids`` and ``labels`` are those of ``identity``: taken when asked for."""
-        batch = object.__new__(cls)
-        set_field = object.__setattr__
-        set_field(batch, "position", position)
-        set_field(batch, "next_position", next_position)
-        set_field(batch, "pass_number", pass_number)
-        set_field(batch, "identity", identity)
-        set_field(batch, "taps", taps)
-        set_field(batch, "missing", missing)
-        return batch
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The sample's id, (rows,)."""
+        return self.identity.ids
 
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            # Only what has not been set comes here.
-            if name in ("indices", "ids", "labels"):
-                return getattr(self.identity, name)
-            raise AttributeError(name)
+    @property
+    def labels(self) -> NDArray[Any] | None:
+        """Class numbers, int64 (rows,); or values, float32 (rows,), or targets, float32 (rows, K); or None."""
+        return self.identity.labels
 
     def __len__(self) -> int:
         return self.identity.rows
@@ -129,14 +104,19 @@ class FeatureBatch:
         """Return rows ``first`` to ``last`` (exclusive) of a batch that is one record's, as views."""
         whole = last == len(self)
         start = self.position.row
-        return FeatureBatch.of(
+        return FeatureBatch(
             Position(self.position.batch, start + first),
             self.next_position if whole else Position(self.position.batch, start + last),
+            self.pass_number,
             JoinedIdentity([(self.identity, first, last)]),
-            pass_number=self.pass_number,
             taps={name: tap.rows(first, last) for name, tap in self.taps.items()},
             missing=self.missing if whole else (),
         )
+
+    def labelled(self, labels: NDArray[Any]) -> FeatureBatch:
+        """Return the same rows with other labels."""
+        identity = Identity(self.indices, self.ids, labels)
+        return FeatureBatch(self.position, self.next_position, self.pass_number, identity, self.taps, self.missing)
 
     def frame(self, tap: str | None = None) -> pd.DataFrame:
         """Return a table with a row a row: index, id, pass, label(s), and the flattened features as f0, f1, ..."""
@@ -154,31 +134,36 @@ class FeatureBatch:
         return pd.concat([pd.DataFrame(columns), pd.DataFrame(features, columns=names)], axis=1)
 
 
-def join(records: Sequence[Record]) -> FeatureBatch:
-    """Return the rows of one batch from its records, one of each tap.
+TapPart = tuple[Identity, TapRows]
 
-    Raises FingerprintError where the records do not hold the same rows: they are not of one extraction then.
+
+def part_of(record: Record) -> TapPart:
+    """Return whose a record's rows are, and the rows."""
+    return record.identity, TapRows(record.payload.reshape(record.rows, record.row_bytes), record.dtype, record.shape)
+
+
+def join(
+    batch: int, pass_number: int, parts: Mapping[str, TapPart], missing: tuple[MissingSample, ...] = ()
+) -> FeatureBatch:
+    """Return the rows of one batch from what its records hold, by tap.
+
+    Raises FingerprintError where they do not hold the same rows: they are not of one extraction then.
     """
-    first = records[0]
-    for other in records[1:]:
-        if other.batch != first.batch or not other.identity.same(first.identity):
+    first: Identity | None = None
+    taps = {}
+    for tap, (identity, rows) in parts.items():
+        taps[tap] = rows
+        if first is None:
+            first = identity
+        elif not identity.same(first):
             raise FingerprintError(
-                f"batch {first.batch} has other rows at tap {other.tap} than at tap {first.tap}",
+                f"batch {batch} has other rows at tap {tap} than at tap {next(iter(taps))}",
                 hint="the taps' topics are not of one extraction; publish the stream again under a new name",
-                batch=first.batch,
+                batch=batch,
             )
-    identity, number = first.identity, first.batch
-    rows, taps = identity.rows, {}
-    for record in records:
-        taps[record.tap] = TapRows(record.payload.reshape(rows, record.row_bytes), record.dtype, record.shape)
-    return FeatureBatch.of(
-        Position(number),
-        Position(number + 1),
-        identity,
-        pass_number=first.pass_number,
-        taps=taps,
-        missing=first.missing,
-    )
+    if first is None:
+        raise UsageError("a batch has at least one tap")
+    return FeatureBatch(Position(batch), Position(batch + 1), pass_number, first, taps, missing)
 
 
 def concatenate(parts: Sequence[FeatureBatch]) -> FeatureBatch:
@@ -188,13 +173,13 @@ def concatenate(parts: Sequence[FeatureBatch]) -> FeatureBatch:
     if len(parts) == 1:
         return parts[0]
     first, last = parts[0], parts[-1]
-    return FeatureBatch.of(
+    return FeatureBatch(
         first.position,
         last.next_position,
+        first.pass_number,
         JoinedIdentity([(part.identity, 0, len(part)) for part in parts]),
-        pass_number=first.pass_number,
         taps={
-            name: replace(tap, payload=np.concatenate([part.taps[name].payload for part in parts]))
+            name: TapRows(np.concatenate([part.taps[name].payload for part in parts]), tap.dtype, tap.shape)
             for name, tap in first.taps.items()
         },
         missing=tuple(sample for part in parts for sample in part.missing),

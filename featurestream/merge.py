@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from featurestream.agreement import Agreement, check_follows
-from featurestream.batch import FeatureBatch, join
+from featurestream.agreement import Agreement, Expectations, check_follows
+from featurestream.batch import FeatureBatch, TapPart, TapRows, join, part_of
 from featurestream.errors import GoneError, RecordError
 from featurestream.manifest import Manifest
 from featurestream.names import tap_topic
-from featurestream.ports import Headers, LaneReader, LogRecord, Place, RecordSource
+from featurestream.ports import LaneReader, LogRecord, Place, RecordSource
 from featurestream.read_counts import ReadCounts
-from featurestream.record import Record
+from featurestream.record import MissingSample, Record
 from featurestream.seek import Lanes
-from featurestream.wire import RecordHeaders, header_texts, open_record, parse_headers
+from featurestream.wire import ExpectedTap, RecordHeaders, open_record, parse_headers
 
 POLL_S: Final = 0.25
 
@@ -62,7 +62,13 @@ class LaneMerge:
         self._readers: dict[Place, LaneReader] = {}
         self._expected: dict[Place, int] = {}
         self._agreements = {tap: Agreement(manifest, tap) for tap in self.taps}
-        self._headers_due: tuple[int, Headers] = (-1, ())  # of the batch that was asked for last, the same for all taps
+        self._dtype = manifest.dtype
+        self._shapes = {tap: tuple(manifest.tap(tap).shape) for tap in self.taps}
+        self._forms = {
+            tap: ExpectedTap(manifest.stream, self._fingerprint, tap, self._dtype, shape)
+            for tap, shape in self._shapes.items()
+        }
+        self._expectations = Expectations(manifest)
 
     @property
     def open_lanes(self) -> int:
@@ -71,11 +77,23 @@ class LaneMerge:
 
     def batch(self, number: int) -> FeatureBatch:
         """Return one batch, joined over the taps."""
-        return join([self.record(tap, number) for tap in self.taps])
+        expected = self._expectations.of(number)
+        missing: tuple[MissingSample, ...] = ()
+        parts: dict[str, TapPart] = {}
+        for tap in self.taps:
+            raw = self.raw(tap, number)
+            opened = raw.value and self._forms[tap].open(raw.value, expected, raw[:3])
+            if opened:
+                identity, payload = opened
+                parts[tap] = identity, TapRows(payload, self._dtype, self._shapes[tap])
+            else:
+                record = self._opened(tap, number, raw)
+                missing = record.missing
+                parts[tap] = part_of(record)
+        return join(number, self._layout.pass_of(number), parts, missing)
 
-    def record(self, tap: str, number: int) -> Record:
-        """Return one batch of one tap."""
-        raw = self.raw(tap, number)
+    def _opened(self, tap: str, number: int, raw: LogRecord) -> Record:
+        """Return what a record holds, which may be anything."""
         try:
             if raw.value is None:
                 raise RecordError("a tombstone, where a batch should be")
@@ -102,9 +120,7 @@ class LaneMerge:
             raw = self._poll(place, number)
             self._offsets[place] = raw.offset + 1
             due = self._expected[place]
-            if self._headers_due[0] != due:
-                self._headers_due = due, self._headers_of(due)
-            if raw.headers != self._headers_due[1]:
+            if raw.headers != self._expectations.of(due).headers:
                 found = self._headers(raw)
                 check_follows(raw, found, self._manifest, due)
                 if found.batch < due:
@@ -130,11 +146,6 @@ class LaneMerge:
         readers, self._readers = self._readers, {}
         for reader in readers.values():
             reader.close()
-
-    def _headers_of(self, batch: int) -> Headers:
-        """Return the headers of a batch from which no sample is missing: they need no parsing where they are these."""
-        layout = self._layout
-        return tuple(header_texts(self._fingerprint, layout.pass_of(batch), batch, layout.rows_of(batch)))
 
     def _headers(self, raw: LogRecord) -> RecordHeaders:
         try:

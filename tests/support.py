@@ -7,13 +7,15 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from featurestream.batch import FeatureBatch, join, part_of
+from featurestream.identity import Identity
 from featurestream.manifest import BackboneFacts, DataFacts, Manifest, TapFacts, sealed
 from featurestream.manifest_topic import ManifestTopic
 from featurestream.names import record_key, tap_topic
 from featurestream.ports import Log
 from featurestream.record import Record
 from featurestream.topics import tap_topic_settings
-from featurestream.wire import encode, headers_of
+from featurestream.wire import ExpectedPass, ExpectedTap, encode, headers_of
 
 
 def make_manifest(
@@ -75,6 +77,20 @@ def make_batch_record(manifest: Manifest, batch: int, tap: str) -> Record:
         labels=indices % (manifest.data.class_count or 1),
         extracted_ns=1_700_000_000_000_000_000,
     )
+
+
+def joined(*records: Record) -> FeatureBatch:
+    """Return the batch of some records, one of each tap."""
+    first = records[0]
+    parts = {record.tap: part_of(record) for record in records}
+    return join(first.batch, first.pass_number, parts, first.missing)
+
+
+def open_expected(value: bytes, record: Record) -> tuple[Identity, np.ndarray] | None:
+    """Open a value as a reader does that expects the rows of ``record``, with none missing."""
+    batch = ExpectedPass(record.fingerprint, record.views, record.dtype, record.pass_number, record.rows)
+    tap = ExpectedTap(record.stream, record.fingerprint, record.tap, record.dtype, record.shape)
+    return tap.open(value, batch.batch(record.batch), ("a topic", 0, 0))
 
 
 def create(log: Log, manifest: Manifest, **settings: str) -> None:

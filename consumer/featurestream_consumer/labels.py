@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -73,11 +73,11 @@ class Labels:
         places = self.find(batch)
         lacking = places < 0
         if not lacking.any():
-            yield replace(batch, labels=self.labels[places])
+            yield batch.labelled(self.labels[places])
             return
         if not self.drop:
             raise self.lacking([batch.ids[row] for row in np.flatnonzero(lacking)], f"batch {batch.position.batch}")
-        labelled = replace(batch, labels=self.labels[places])
+        labelled = batch.labelled(self.labels[places])
         edges = np.flatnonzero(np.diff(np.concatenate([[True], lacking, [True]])))
         for first, last in edges.reshape(-1, 2).tolist():
             yield labelled.rows(first, last)

@@ -20,11 +20,12 @@ from __future__ import annotations
 from featurestream.wire.bound import RECORD_LIMIT, record_bytes_bound, rows_that_fit
 from featurestream.wire.decoder import decode, open_record
 from featurestream.wire.encoder import Encoder, encode
-from featurestream.wire.headers import RecordHeaders, header_texts, headers_of, parse_headers
+from featurestream.wire.expected import ExpectedBatch, ExpectedPass, ExpectedTap
+from featurestream.wire.headers import RecordHeaders, headers_of, parse_headers
 from featurestream.wire.layout import CONTENT_TYPE, FORMAT, HEADER_KEYS, MUST_UNDERSTAND, PAD
 
 __all__ = [
-    "CONTENT_TYPE", "FORMAT", "HEADER_KEYS", "MUST_UNDERSTAND", "PAD", "RECORD_LIMIT", "Encoder",
-    "RecordHeaders", "decode", "encode", "header_texts", "headers_of", "open_record", "parse_headers",
+    "CONTENT_TYPE", "FORMAT", "HEADER_KEYS", "MUST_UNDERSTAND", "PAD", "RECORD_LIMIT", "Encoder", "ExpectedBatch",
+    "ExpectedPass", "ExpectedTap", "RecordHeaders", "decode", "encode", "headers_of", "open_record", "parse_headers",
     "record_bytes_bound", "rows_that_fit",
 ]  # fmt: skip

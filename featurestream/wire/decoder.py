@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,17 +9,7 @@ from featurestream.errors import RecordError, UsageError
 from featurestream.record import Record
 from featurestream.wire.header import record_of
 from featurestream.wire.layout import DAMAGED, FORMAT, checksum_of
-from featurestream.wire.value import split_value
-
-
-class _Value(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
-    format: int
-    checksum: int
-    header: memoryview  # views: nothing is copied
-    payload: memoryview
-
-
-_VALUE: Final = msgspec.msgpack.Decoder(_Value)
+from featurestream.wire.value import VALUE, split_value
 
 
 def decode(value: bytes | memoryview | NDArray[np.uint8] | None) -> Record:
@@ -67,7 +54,7 @@ def _split(value: bytes | memoryview | NDArray[np.uint8] | None) -> tuple[int, m
     """Return the checksum, the header's bytes and the payload's bytes of a value."""
     if type(value) is bytes:
         try:
-            parts = _VALUE.decode(value)
+            parts = VALUE.decode(value)
         except ValueError:  # all of the library's own are; what is wrong is found below
             pass
         else:

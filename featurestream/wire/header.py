@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from featurestream.errors import RecordError, UsageError
 from featurestream.record import ITEM_BYTES, MissingSample, Record
 from featurestream.wire.columns import PackedIdentity
-from featurestream.wire.known_header import known_record
 from featurestream.wire.layout import (
     ARRAYS,
     DAMAGED,
@@ -43,15 +42,9 @@ def record_of(packed: bytes, payload: NDArray[np.uint8], place: tuple[str, int, 
     Types are checked here; what the values may be is a record's own rule.
     """
     try:
-        record = known_record(packed, payload, place)
-        return record_by_key(packed, payload, place) if record is None else record
+        return _record(_unpacked(packed), payload, place)
     except UsageError as error:
         raise RecordError(error.message, hint=error.hint or DAMAGED) from error
-
-
-def record_by_key(packed: bytes, payload: NDArray[np.uint8], place: tuple[str, int, int] | None) -> Record:
-    """Return the record of a header of any keys, or raise what is wrong with it."""
-    return _record(_unpacked(packed), payload, place)
 
 
 def _unpacked(packed: bytes) -> Header:

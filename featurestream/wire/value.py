@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +17,17 @@ _INTEGERS: Final = {
     0xCC: struct.Struct(">B"), 0xCD: struct.Struct(">H"), 0xCE: struct.Struct(">I"), 0xCF: struct.Struct(">Q"),
     0xD0: struct.Struct(">b"), 0xD1: struct.Struct(">h"), 0xD2: struct.Struct(">i"), 0xD3: struct.Struct(">q"),
 }  # fmt: skip
+
+
+class _Value(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    format: int
+    checksum: int
+    header: memoryview  # views: nothing is copied
+    payload: memoryview
+
+
+#: Takes a value apart in one call; a ValueError says only that it is none.
+VALUE: Final = msgspec.msgpack.Decoder(_Value)
 
 
 def split_value(data: memoryview) -> tuple[int, memoryview, memoryview]:

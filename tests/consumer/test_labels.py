@@ -14,7 +14,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from featurestream.batch import FeatureBatch, join
+from featurestream.batch import FeatureBatch
 from featurestream.errors import DataError, RunMismatchError, UsageError
 from featurestream.manifest import sealed
 from featurestream.memory import MemoryLog
@@ -27,7 +27,7 @@ from featurestream_consumer.run import train
 from featurestream_consumer.sweep import plan_sweep, run_sweep
 from featurestream_consumer.sweep_file import SweepFile
 from featurestream_consumer.trainer import Trainer
-from tests.support import append, create, make_batch_record, make_manifest, publish
+from tests.support import append, create, joined, make_batch_record, make_manifest, publish
 
 SAMPLES = 30  # in batches of 4; sample i is img/i.png, of class i modulo 3
 
@@ -124,7 +124,7 @@ def test_a_file_that_cannot_be_used_is_told_with_its_line(tmp_path, text, kind, 
 
 def batch_of(indices: list[int]) -> FeatureBatch:
     """A batch whose rows are, after one pass, samples 29, 0, 1 and 2 in this order."""
-    batch = join([make_batch_record(make_manifest("toy", samples=SAMPLES), 8, "layer3")])
+    batch = joined(make_batch_record(make_manifest("toy", samples=SAMPLES), 8, "layer3"))
     assert batch.indices.tolist() == indices
     return batch
 

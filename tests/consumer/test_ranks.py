@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from torch import nn
 
-from featurestream.batch import Regrouper, join
+from featurestream.batch import Regrouper
 from featurestream.errors import DataError, DivergedError, RunMismatchError, UsageError
 from featurestream.memory import MemoryLog
 from featurestream.names import reader_group, record_key, tap_topic
@@ -27,7 +27,7 @@ from featurestream_consumer.rank_records import RankRecord, RankRegrouper
 from featurestream_consumer.ranks import Ranks, join_ranks, refuse_ranks
 from featurestream_consumer.run import train
 from tests.ranks import train_on_ranks
-from tests.support import append, create, make_batch_record, make_manifest, publish
+from tests.support import append, create, joined, make_batch_record, make_manifest, publish
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -260,7 +260,7 @@ def test_ranks_wait_together_for_a_stream_that_is_still_being_made(tmp_path, mon
 def test_the_ranks_rows_of_a_batch_are_the_batch_of_one_process(rows, skipped, size, count):
     manifest = make_manifest(samples=48, batch_samples=4, lanes=3, passes=1)
     whole = [
-        join([without(make_batch_record(manifest, b, "layer3"), range(4 * b + n, 4 * b + 4))])
+        joined(without(make_batch_record(manifest, b, "layer3"), range(4 * b + n, 4 * b + 4)))
         for b, n in enumerate(rows)
     ]
     skipped = min(skipped, rows[0])

@@ -10,7 +10,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from featurestream.batch import concatenate, join
+from featurestream.batch import concatenate
 from featurestream.errors import FingerprintError, RecordError
 from featurestream.identity import Identity, JoinedIdentity
 from featurestream.memory import MemoryLog
@@ -18,7 +18,7 @@ from featurestream.names import record_key, tap_topic
 from featurestream.stream import FeatureStream
 from featurestream.testing import make_record, same_record, seal
 from featurestream.wire import decode, encode, headers_of, open_record
-from tests.support import create, make_batch_record, make_manifest
+from tests.support import create, joined, make_batch_record, make_manifest
 
 MANIFEST = make_manifest(samples=10, batch_samples=4, passes=1)
 
@@ -88,8 +88,8 @@ def test_a_reader_names_the_place_of_a_list_that_holds_what_it_should_not():
 
 
 def test_rows_cut_out_of_several_batches_are_the_same_samples():
-    whole = concatenate([join([opened(0)]), join([opened(1)])])
-    some = concatenate([join([opened(0)]).rows(2, 4), join([opened(1)]).rows(0, 3)])
+    whole = concatenate([joined(opened(0)), joined(opened(1))])
+    some = concatenate([joined(opened(0)).rows(2, 4), joined(opened(1)).rows(0, 3)])
     assert whole.ids[2:7] == some.ids
     assert some.indices.tolist() == [2, 3, 4, 5, 6]
     assert some.labels.tolist() == [2, 0, 1, 2, 0]
@@ -104,16 +104,16 @@ def test_taps_that_hold_the_same_rows_in_other_bytes_are_joined_and_other_rows_a
     wide = b"".join(b"\xd3" + label.to_bytes(8, "big") for label in fields["labels"])  # int64, where one byte would do
     plain = packed.pack({key: item for key, item in fields.items() if key != "labels"})
     other = bytes([plain[0] + 1]) + plain[1:] + packed.pack("labels") + bytes([0x90 + len(fields["labels"])]) + wide
-    batch = join([opened(1), open_record(seal(other, payload))])
+    batch = joined(opened(1), open_record(seal(other, payload)))
     assert batch.labels.tolist() == [1, 2, 0, 1]
     with pytest.raises(FingerprintError, match="batch 1 has other rows at tap avgpool"):
-        join([opened(1), open_record(repacked(value, labels=[1, 2, 0, 0]))])
+        joined(opened(1), open_record(repacked(value, labels=[1, 2, 0, 0])))
 
 
 def test_who_the_rows_are_outlives_their_features_without_keeping_them():
     record = opened(0)
     identity, features = record.identity, weakref.ref(record.payload)
-    batch = concatenate([join([record]), join([opened(1)])])
+    batch = concatenate([joined(record), joined(opened(1))])
     del record
     gc.collect()
     assert features() is None
@@ -121,7 +121,7 @@ def test_who_the_rows_are_outlives_their_features_without_keeping_them():
 
 
 def test_an_unopened_batch_can_go_to_another_process():
-    batch = join([opened(1)])
+    batch = joined(opened(1))
     other = pickle.loads(pickle.dumps(batch))
     assert other.ids == batch.ids
     assert other.labels.tolist() == [1, 2, 0, 1]
