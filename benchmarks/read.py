@@ -29,7 +29,7 @@ from featurestream.topics import tap_topic_settings
 LANES = 4
 WIDTH = 2048
 ROWS = (124, 232)  # 513 kB, 960 kB
-VOLUME = 800_000_000
+VOLUME = 2_000_000_000  # what fills the queues before the clock starts is a small part of it
 TAPS = ("layer3", "layer4")
 SKIPPED = 4 * LANES  # batches before the clock starts: until then connections are opened and queues fill
 SLOWNESS = 100  # a slow user takes so many times longer for a batch than reading it takes
