@@ -31,7 +31,7 @@ class Agreement:
     def check(self, record: Record) -> None:
         """Raise RecordError where a record of this tap is not what the manifest says."""
         layout = self._layout
-        held = record.identity.rows // record.views + len(record.missing)
+        held = record.rows // record.views + len(record.missing)
         samples = layout.samples_of(record.batch)
         if self._at_most:
             samples = min(held, samples)

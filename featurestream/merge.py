@@ -51,7 +51,6 @@ class LaneMerge:
         self.taps = tuple(taps)
         self._source = source
         self._manifest = manifest
-        self._fingerprint = manifest.fingerprint
         self._layout = manifest.layout
         self._topics = {tap: tap_topic(manifest.stream, tap) for tap in self.taps}
         self._lanes = Lanes(source, self._layout, tuple(self._topics.values()))
@@ -65,7 +64,7 @@ class LaneMerge:
         self._dtype = manifest.dtype
         self._shapes = {tap: tuple(manifest.tap(tap).shape) for tap in self.taps}
         self._forms = {
-            tap: ExpectedTap(manifest.stream, self._fingerprint, tap, self._dtype, shape)
+            tap: ExpectedTap(manifest.stream, manifest.fingerprint, tap, self._dtype, shape)
             for tap, shape in self._shapes.items()
         }
         self._expectations = Expectations(manifest)

@@ -40,6 +40,8 @@ class _Rest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 class _RestWithInputs(_Rest):
+    """The same of a producer, which says what images it has fed to the backbone."""
+
     inputs: msgspec.Raw
 
 

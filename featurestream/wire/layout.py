@@ -18,8 +18,6 @@ HEADER_KEYS: Final = (
     "missing", "extracted_at",
 )  # fmt: skip
 MUST_UNDERSTAND: Final = "must_understand"
-#: Which images the producer has fed to the backbone; handed on in a record's ``extra``.
-INPUTS: Final = "inputs"
 PAD: Final = "pad"
 RECORD_HEADERS: Final = ("content-type", "format", "fingerprint", "pass", "batch", "rows")
 
