@@ -33,10 +33,10 @@ from benchmarks.script import Script, forward
 from benchmarks.steps import Steps
 from featurectl.samples import write_samples
 from featurestream.cluster import VARIABLE, Cluster
+from featurestream.heap import children_keep_memory
 from featurestream.kafka import KafkaLog
 from featurestream.names import manifest_topic, tap_topic
 from featurestream_producer.config import ProduceConfig
-from featurestream_producer.heap import children_keep_memory
 from featurestream_producer.loader import BatchPlan, load_batch
 from featurestream_producer.prepare import Prepared, prepare
 from featurestream_producer.run import Result, publish

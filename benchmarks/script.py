@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import Clock, Run
 from featurestream.closing import Closing
-from featurestream_producer.heap import SETTINGS
+from featurestream.heap import SETTINGS
 
 
 def forward(model: nn.Module, batches: Sequence[Tensor], places: Sequence[int], dtype: torch.dtype | None) -> Run:

@@ -53,7 +53,7 @@ def demo(
 
     Every step prints the command that does the same. Run it again: what is finished is found, not made again.
     """
-    from featurestream_producer.heap import keep_memory
+    from featurestream.heap import keep_memory
 
     keep_memory()  # before anything that starts threads is imported
     from featurectl.samples import write_samples

@@ -33,9 +33,9 @@ def fork(
     as_json: options.Json = False,
 ) -> None:
     """Go on from a checkpoint of another run with something changed. The same command goes on with the fork itself."""
-    from featurestream_consumer.spinning import spin_briefly
+    from featurestream_consumer.process import prepare_process
 
-    spin_briefly()
+    prepare_process()
     from featurectl.sprites import pictures_on
     from featurectl.train import print_result
     from featurestream_consumer.config import parse_arguments

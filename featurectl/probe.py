@@ -37,9 +37,9 @@ def probe(
     as_json: options.Json = False,
 ) -> None:  # fmt: skip
     """Judge every tap by closed-form probes: ridge regression, LDA and nearest class mean, from one reading."""
-    from featurestream_consumer.spinning import spin_briefly
+    from featurestream_consumer.process import prepare_process
 
-    spin_briefly()
+    prepare_process()
     from featurectl.output import print_json
     from featurestream.files import check_file
     from featurestream_consumer.compare import TABLE_SUFFIXES, write_table

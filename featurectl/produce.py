@@ -204,7 +204,7 @@ def produce(  # noqa: PLR0917 - Typer passes every option by its name
     The same command again goes on where the stream ends, after a crash as well as after Ctrl-C.
     A stream that is complete says so. Exit code 130: stopped by Ctrl-C; everything that was sent is safe.
     """
-    from featurestream_producer.heap import keep_memory
+    from featurestream.heap import keep_memory
 
     keep_memory()  # before anything that starts threads is imported
     from featurestream.logs import start_logging

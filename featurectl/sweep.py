@@ -29,9 +29,9 @@ def sweep(
     as_json: options.Json = False,
 ) -> None:
     """Train many experiments on one reading. Stopped at any moment, the same command goes on where it was."""
-    from featurestream_consumer.spinning import spin_briefly
+    from featurestream_consumer.process import prepare_process
 
-    spin_briefly()
+    prepare_process()
     from featurectl.sprites import pictures_on
     from featurestream.logs import bind, start_logging
 

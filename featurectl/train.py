@@ -86,9 +86,9 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Train one experiment. Stopped at any moment, the same command goes on where it was."""
-    from featurestream_consumer.spinning import spin_briefly
+    from featurestream_consumer.process import prepare_process
 
-    spin_briefly()
+    prepare_process()
     from featurestream.logs import bind, start_logging
 
     start_logging(log_format, command="train", stream=stream, experiment=name)

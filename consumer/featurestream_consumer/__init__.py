@@ -10,8 +10,9 @@ True
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from featurestream.lazy import load_when_asked
 
 if TYPE_CHECKING:
     from featurestream_consumer.compare import compare_runs, compare_table, load_run, load_runs, pairs_table
@@ -32,8 +33,7 @@ if TYPE_CHECKING:
     from featurestream_consumer.sweep import plan_sweep, run_sweep
     from featurestream_consumer.sweep_file import SweepFile, read_sweep
 
-# A name here must not be a module's of this package: importing the module would put it in the name's place. So it is
-# `from featurestream_consumer.probe import probe`.
+# `from featurestream_consumer.probe import probe` is the way to what has its module's name.
 _MODULES: Final = {
     "SweepFile": "sweep_file",
     "TrainConfig": "config",
@@ -83,12 +83,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = load_when_asked(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

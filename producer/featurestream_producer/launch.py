@@ -21,10 +21,10 @@ from typing import Protocol, Self
 import torch
 
 from featurestream.errors import FeatureStreamError, InternalError, OutsideError, UsageError
+from featurestream.heap import children_keep_memory
 from featurestream.ports import Log
 from featurestream_producer.bound import PaceBound
 from featurestream_producer.distance import Gate
-from featurestream_producer.heap import children_keep_memory
 from featurestream_producer.interrupts import interrupt_blocked
 from featurestream_producer.requests import RequestServer, Served, Unserved
 from featurestream_producer.taps import TapReader

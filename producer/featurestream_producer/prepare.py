@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from featurestream.errors import DataError, UsageError
+from featurestream.heap import keep_memory
 from featurestream.manifest import BackboneFacts, DataFacts, Manifest, TapFacts, check_same, sealed
 from featurestream.table import label_facts
 from featurestream_producer.backbones import Backbone, build_backbone
 from featurestream_producer.config import DEFAULT_LANES, ProduceConfig
 from featurestream_producer.datasets import ImageDataset, decoder_of, open_dataset
 from featurestream_producer.devices import device_title, find_devices, fix_rounding, loader_workers
-from featurestream_producer.heap import keep_memory
 from featurestream_producer.loader import BatchPlan, load_batch
 from featurestream_producer.plan import Plan, Speed, choose_batch_samples, plan_of
 from featurestream_producer.ranks import Rank, find_rank

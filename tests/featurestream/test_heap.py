@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from featurestream_producer.heap import children_keep_memory, keep_memory
+from featurestream.heap import children_keep_memory, keep_memory
 
 #: Takes and frees 100 MB some times, as a forward does, and tells how many pages the system gave for the last time.
 AGAIN = """
 import resource, threading
-from featurestream_producer.heap import keep_memory
+from featurestream.heap import keep_memory
 {kept}
 import torch
 
