@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,27 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(name: str)
     for one, same, different in zip(first.parameters(), again.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, same)
         assert not torch.equal(one, different)
+
+
+@pytest.fixture
+def restless_threads() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("restless_threads")
+def test_threads_that_build_heads_at_the_same_time_get_what_each_gets_alone() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        head = build_head("mlp", in_features=6, outputs=3, args={"hidden": [8, 8, 8]}, seed=seed)
+        return torch.cat([parameter.detach().flatten() for parameter in head.parameters()])
+
+    alone = [weights(seed) for seed in range(200)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(weights, range(200)))
+    assert [seed for seed in range(200) if not torch.equal(alone[seed], together[seed])] == []
 
 
 def test_building_a_head_does_not_move_torchs_random_state() -> None:

@@ -8,6 +8,7 @@ the classification losses, values for regression). To add one, write a module wi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from threading import RLock
 from typing import Any, Final
 
 import torch
@@ -26,6 +27,9 @@ HEADS: Final[dict[str, Callable[..., nn.Module]]] = {
     "mlp": mlp.build,
 }
 
+# torch has one random state for all threads; a head of the user's may build another one inside.
+_drawing: Final = RLock()
+
 
 def check_head(name: str, args: Mapping[str, Any]) -> None:
     """Raise UsageError (an unknown name, a wrong argument) for what :func:`build_head` would refuse."""
@@ -39,8 +43,8 @@ def build_head(name: str, *, in_features: int, outputs: int, args: Mapping[str, 
     """Return a new head on the CPU, its weights drawn from ``seed`` alone.
 
     Torch's own random state is neither read nor moved, so the same seed gives the same weights whatever ran before,
-    in a process that trains one head or sixty. Raises UsageError for an unknown name (with the nearest), an argument
-    that the head does not take (with those it takes), and sizes below 1.
+    in a process that trains one head or sixty, and whatever heads other threads build. Raises UsageError for an
+    unknown name (with the nearest), an argument that the head does not take (with those it takes), and sizes below 1.
     """
     builder = look_up("head", name, HEADS)
     if in_features < 1 or outputs < 1:
@@ -49,7 +53,7 @@ def build_head(name: str, *, in_features: int, outputs: int, args: Mapping[str, 
         )
     if name in HEADS:
         _check_memory(name, builder, in_features, outputs, args)
-    with torch.random.fork_rng(devices=[]):
+    with _drawing, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         head = call("head", name, builder, (in_features, outputs), args)
     if not isinstance(head, nn.Module):
