@@ -152,7 +152,7 @@ def _compare(cluster: Cluster, published: _Published, taps: Sequence[str], repea
 def _process() -> Iterator[Callable[..., Run]]:
     """Yield what calls a function in a process of its own, which has the environment of this moment."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        pool.submit(int).result()
+        pool.submit(int).result()  # only now is it there
         yield lambda work, *arguments: pool.submit(work, *arguments).result()
 
 

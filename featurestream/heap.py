@@ -22,8 +22,8 @@ def keep_memory() -> None:
 
     A forward on the CPU takes and frees hundreds of MB a batch, reading gigabytes in blocks of megabytes. glibc gives
     large blocks back to the system and asks for them again, and a thread's own heap holds none above 64 MB: the system
-    then clears the same pages for every batch. That is a tenth to a half of a forward (ViT, ResNet, EfficientNet), and
-    a tenth of reading. What the process takes at most changes by up to 16 %, up or down (five models, measured), and
+    then clears the same pages for every batch. That is a tenth to a half of a forward (ViT, ResNet, EfficientNet), up
+    to a tenth of reading. What the process takes at most changes by up to 16 %, up or down (five models, measured), and
     it keeps that between batches.
 
     Call it before torch or NumPy is imported: they start threads, and where one has a heap already, others may get it.
