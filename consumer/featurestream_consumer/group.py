@@ -127,8 +127,7 @@ class Group:
             features_KBD = self._stacked([features_BD for features_BD, _ in prepared])
         scores_KBC = self._stack.scores(features_KBD, self._generators)
         loss_KB = self._losses(scores_KBC, targets, augmented, once)
-        loss_K = loss_KB.mean(1)
-        found = loss_K.detach().tolist()
+        found = loss_KB.detach().mean(1).tolist()
         diverged = {
             trainer: trainer.diverged(f"the loss of step {trainer.step_count + 1} ({place}) is {value}")
             for trainer, value in zip(self.trainers, found, strict=True)
@@ -139,7 +138,7 @@ class Group:
             self.sync()
             for trainer in diverged:
                 self._release(trainer)
-        torch.autograd.backward(loss_K.sum())
+        torch.autograd.backward(loss_KB, torch.full_like(loss_KB, 1 / rows))  # of each head's mean
         for piece in self._slices:
             piece.take_settings()
             piece.step_alone(diverged)
@@ -262,12 +261,8 @@ class Group:
             wrong = self._stack.layers_of([not _same_bits(one, other) for one, other in pairs])
             if not wrong:
                 return wrong is not None
-            # Of a layer with few outputs: what is left over after the last whole block of them, the library may add up
-            # in another order for many heads than for one.
-            tried = self._stack.head_by_head.get(rows, frozenset())
-            if wrong <= tried:
+            if not self._stack.take_next_way(rows, wrong):
                 return False
-            self._stack.head_by_head[rows] = tried | wrong
 
     def _trial_rows(self, rows: int) -> tuple[Tensor, Tensor]:
         one, generator = self.trainers[0], torch.Generator().manual_seed(rows)
@@ -315,14 +310,14 @@ class Group:
         self, features: Features, labels: Features, place: str, once: Once
     ) -> dict[Trainer, DivergedError]:
         """Step each by itself: the last batch of a pass has fewer rows, for which the product may not be stable."""
-        stable, head_by_head = self._stable, self._stack.head_by_head
+        stable, ways = self._stable, self._stack.ways
         trainers = list(self.trainers)
         self.dissolve()
         diverged = _step_alone(trainers, features, labels, place, once)
         self.trainers = [trainer for trainer in trainers if trainer not in diverged]
         self._rebuild()
         if not diverged:
-            self._stable, self._stack.head_by_head = stable, head_by_head
+            self._stable, self._stack.ways = stable, ways
         return diverged
 
     # ---- the parts of a step ----------------------------------------------------------------------------------------
@@ -573,7 +568,7 @@ def _runs(values: Sequence[object]) -> list[tuple[int, int]]:
 
 
 def _repeated(targets: Tensor, times: int, once: Once) -> Tensor:
-    return once.make(("repeated", id(targets), times), lambda: targets.repeat(times, *[1] * (targets.ndim - 1)))
+    return once.make(("repeated", id(targets), times), lambda: targets.expand(times, *targets.shape).flatten(0, 1))
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

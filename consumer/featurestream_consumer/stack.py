@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from typing import Any, Final
 
 import torch
@@ -16,6 +17,17 @@ from featurestream_consumer.heads.layers import LinearLayer
 BLOCK: Final = 32
 #: Numbers for each of which torch takes another thread (at::internal::GRAIN_SIZE).
 GRAIN: Final = 32768
+#: Outputs that the library's product computes at a time. What is left over after the last whole block it may add up in
+#: another order for many heads in one call than for one head, but not where a call has nothing but the rest.
+OUTPUTS: Final = 8
+
+
+class Way(IntEnum):
+    """How a layer's weights get their gradients, the fastest first. Which of them is exact, only a trial tells."""
+
+    ONE_CALL = 0
+    REST_APART = 1
+    HEAD_BY_HEAD = 2
 
 
 class Stack:
@@ -27,12 +39,12 @@ class Stack:
     Attributes:
         values: float32 (K, width) for each parameter, padded as :class:`FlatParameters` says.
         gradients: the same for their gradients, filled by a backward pass through :meth:`scores`.
-        head_by_head: for a number of rows, the layers whose weights get their gradients from one product for each head.
+        ways: for a number of rows, the layers whose weights do not get their gradients in one call.
     """
 
     def __init__(self, flats: Sequence[FlatParameters], layers: Sequence[Sequence[LinearLayer]]) -> None:
         self.heads = len(flats)
-        self.head_by_head: dict[int, frozenset[int]] = {}
+        self.ways: dict[int, dict[int, Way]] = {}
         device = flats[0].parameter.device
         self.values = [torch.zeros(self.heads, width, device=device) for width in flats[0].widths]
         self.gradients = [torch.zeros_like(values) for values in self.values]
@@ -60,10 +72,10 @@ class Stack:
 
     def scores(self, features_KBD: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
         """Return scores_KBC. With ``generators``, one a head, units are dropped as each head alone would drop them."""
-        head_by_head = self.head_by_head.get(features_KBD.shape[1], frozenset())
+        ways = self.ways.get(features_KBD.shape[1], {})
         hidden_KBH = features_KBD
         for number, layer in enumerate(self._layers):
-            hidden_KBH = layer(hidden_KBH, generators, number in head_by_head)
+            hidden_KBH = layer(hidden_KBH, generators, ways.get(number, Way.ONE_CALL))
         return hidden_KBH
 
     def layers_of(self, wrong: Sequence[bool]) -> set[int] | None:
@@ -76,6 +88,15 @@ class Stack:
             if layer.has_bias and next(marks):
                 return None
         return found
+
+    def take_next_way(self, rows: int, layers: Iterable[int]) -> bool:
+        """Let the weights of ``layers`` get their gradients in the next way; tell whether there was one for each."""
+        ways = self.ways.setdefault(rows, {})
+        for layer in layers:
+            if ways.get(layer) is Way.HEAD_BY_HEAD:
+                return False
+            ways[layer] = Way(ways.get(layer, Way.ONE_CALL) + 1)
+        return True
 
 
 def _as_shapes(matrices: Sequence[Tensor], shapes: Sequence[torch.Size]) -> list[Tensor]:
@@ -106,7 +127,7 @@ class _StackedLinear:
         self.width = linear.out_features
         self._dropouts = dropouts
 
-    def __call__(self, inputs_KBI: Tensor, generators: Sequence[torch.Generator] | None, head_by_head: bool) -> Tensor:
+    def __call__(self, inputs_KBI: Tensor, generators: Sequence[torch.Generator] | None, way: Way) -> Tensor:
         outputs_KBO: Tensor = _Product.apply(
             inputs_KBI,
             self._weight_KOI,
@@ -114,7 +135,7 @@ class _StackedLinear:
             self._weight_gradient,
             self._bias_gradient,
             type(self.activation) is nn.ReLU,
-            head_by_head,
+            way,
         )
         if type(self.activation) not in {type(None), nn.ReLU}:
             outputs_KBO = self.activation(outputs_KBO)
@@ -146,7 +167,7 @@ class _Product(torch.autograd.Function):
         weight_gradient: Tensor,
         bias_gradient: Tensor | None,
         relu: bool,
-        head_by_head: bool,
+        way: Way,
     ) -> Tensor:
         if bias_KO is None:
             outputs_KBO = torch.bmm(inputs_KBI, weight_KOI.mT)
@@ -155,20 +176,24 @@ class _Product(torch.autograd.Function):
         if relu:
             outputs_KBO.relu_()
         ctx.save_for_backward(inputs_KBI, weight_KOI, outputs_KBO if relu else None)
-        ctx.gradients = (weight_gradient, bias_gradient, head_by_head)
+        ctx.gradients = (weight_gradient, bias_gradient, way)
         return outputs_KBO
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_KBO: Tensor) -> tuple[Tensor | None, ...]:
         inputs_KBI, weight_KOI, relu_KBO = ctx.saved_tensors
-        weight_gradient, bias_gradient, head_by_head = ctx.gradients
+        weight_gradient, bias_gradient, way = ctx.gradients
         if relu_KBO is not None:
             gradient_KBO = torch.ops.aten.threshold_backward(gradient_KBO, relu_KBO, 0)
-        if weight_gradient.is_contiguous() != head_by_head:
-            torch.bmm(gradient_KBO.mT, inputs_KBI, out=weight_gradient)
+        gradient_KOB, apart = gradient_KBO.mT, way is Way.HEAD_BY_HEAD
+        if weight_gradient.is_contiguous() != apart:
+            torch.bmm(gradient_KOB, inputs_KBI, out=weight_gradient)
         else:
-            weight_gradient.copy_(torch.bmm(gradient_KBO.mT, inputs_KBI, out=_buffer(weight_gradient, head_by_head)))
+            weight_gradient.copy_(torch.bmm(gradient_KOB, inputs_KBI, out=_buffer(weight_gradient, apart)))
+        if way is Way.REST_APART:
+            rest = gradient_KOB.shape[1] // OUTPUTS * OUTPUTS
+            weight_gradient[:, rest:] = torch.bmm(gradient_KOB[:, rest:], inputs_KBI)
         if bias_gradient is not None:
             torch.sum(gradient_KBO, 1, out=bias_gradient)
         inputs_gradient = torch.bmm(gradient_KBO, weight_KOI) if ctx.needs_input_grad[0] else None

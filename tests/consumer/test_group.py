@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from featurestream_consumer.build import build_trainer
 from featurestream_consumer.config import TrainConfig
 from featurestream_consumer.group import Group, Lone, form_units, shape_key
 from featurestream_consumer.optimizers import ELEMENT_WISE
-from featurestream_consumer.stack import Stack
+from featurestream_consumer.stack import OUTPUTS, Stack, Way
 from featurestream_consumer.trainer import Once, Trainer
 
 FEATURES, CLASSES, ROWS, STEPS = 20, 5, 16, 12
@@ -157,12 +158,21 @@ def test_a_product_that_is_not_stable_for_some_number_of_rows_is_not_used_for_it
 
 @pytest.mark.parametrize("hidden", [8, 11], ids=["contiguous", "padded"])
 def test_gradients_taken_head_by_head_are_those_that_each_head_has_alone(hidden: int) -> None:
-    settings = [{"seed": seed, "head_args": {"hidden": hidden}} for seed in range(4)]
+    ways = {0: Way.HEAD_BY_HEAD, 1: Way.HEAD_BY_HEAD}
+    assert_as_alone_with(ways, [{"seed": seed, "head_args": {"hidden": hidden}} for seed in range(4)])
+
+
+def test_the_rest_of_a_layer_s_outputs_taken_apart_has_the_gradients_that_each_head_has_alone() -> None:
+    four_left_over = {"hidden": 2 * OUTPUTS + 4}
+    assert_as_alone_with({0: Way.REST_APART}, [{"seed": seed, "head_args": four_left_over} for seed in range(4)])
+
+
+def assert_as_alone_with(ways: dict[int, Way], settings: Sequence[dict[str, Any]]) -> None:
     alone, together = [trainer(**each) for each in settings], [trainer(**each) for each in settings]
     group = Group(together)
-    group._stack.head_by_head[ROWS] = frozenset({0, 1})
+    group._stack.ways[ROWS] = dict(ways)
     assert group.is_stable(ROWS)
-    assert group._stack.head_by_head[ROWS] == {0, 1}
+    assert {layer: group._stack.ways[ROWS][layer] for layer in ways} == ways
     for batch in batches():
         for one in alone:
             one.step(*batch)
@@ -172,21 +182,28 @@ def test_gradients_taken_head_by_head_are_those_that_each_head_has_alone(hidden:
         assert_same(one, other)
 
 
-def test_a_group_whose_gradients_differ_in_one_call_tries_one_for_each_head(monkeypatch) -> None:
+@pytest.mark.parametrize("exact", [Way.REST_APART, Way.HEAD_BY_HEAD])
+def test_a_group_tries_one_way_after_another_until_the_gradients_are_exact(monkeypatch, exact: Way) -> None:
     group = Group([trainer(seed=seed) for seed in range(3)])
     scores = Stack.scores
 
     def slightly_off(self: Stack, *args: Any) -> Tensor:
-        """Gradients of the last layer that have other bits, as long as they come from one call."""
+        """Gradients of the last layer that have other bits until they are taken in the way that is to be found."""
         found = scores(self, *args)
-        if 1 not in self.head_by_head.get(ROWS, ()):
+        if self.ways.get(ROWS, {}).get(1) is not exact:
             found.register_hook(lambda gradient: gradient * (1 + 1e-6))
         return found
 
     monkeypatch.setattr(Stack, "scores", slightly_off)
     monkeypatch.setattr(Stack, "layers_of", lambda self, wrong: {1} if wrong[2] else set())
     assert group.is_stable(ROWS)
-    assert group._stack.head_by_head[ROWS] == {1}
+    assert group._stack.ways[ROWS] == {1: exact}
+
+
+def test_a_group_whose_gradients_are_exact_in_no_way_is_not_stable(monkeypatch) -> None:
+    group = Group([trainer(seed=seed) for seed in range(3)])
+    monkeypatch.setattr(Stack, "layers_of", lambda self, wrong: {1})
+    assert not group.is_stable(ROWS)
 
 
 def test_a_bias_whose_gradient_differs_has_no_other_way() -> None:
