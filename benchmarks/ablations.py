@@ -24,7 +24,7 @@ from featurestream.manifest_topic import require_manifest
 from featurestream.names import experiments_topic, manifest_topic, tap_topic
 
 IMAGES = 1438
-EPOCHS = 10  # few for an experiment: the more there are, the less weigh the starts of processes
+EPOCHS = 20  # not many for an experiment: the more there are, the less weigh the starts of processes
 BATCH = 64
 HIDDEN = 64
 TAP = "avgpool"

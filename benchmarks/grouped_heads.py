@@ -130,6 +130,7 @@ def _step_units(units: Sequence[Unit], features: torch.Tensor, labels: torch.Ten
 
 def _rate(work: Callable[[], object], loop_s: float) -> Callable[[], Run]:
     """Return a measurement of how often in a second ``work`` can be done."""
+    work()  # the first one sets up what every other finds
     began = time.perf_counter()
     work()
     loops = max(1, int(loop_s / max(time.perf_counter() - began, 1e-6)))
