@@ -37,7 +37,7 @@ TAPS = ("layer3", "layer4")
 SKIPPED = 4 * LANES  # batches before the clock starts: until then connections are opened and queues fill
 SLOWNESS = 100  # a slow user takes so many times longer for a batch than reading it takes
 SLOW_S = 4.0
-GOAL = 0.9
+GOAL = 0.95
 MB = 1_000_000
 
 
