@@ -11,23 +11,29 @@ beat of a reader that was killed.
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from featurestream.errors import BrokerError
+from featurestream.errors import FeatureStreamError
 from featurestream.names import parse_reader_group, reader_group
 from featurestream.ports import Log
 
 BEAT_S: Final = 5.0
 #: Without a new beat for so long a reader counts as dead: four beats, because a broker that restarts takes two.
 READER_TTL_S: Final = 20.0
+THREADS: Final = 8  # that commit at once: nearly all of the time is waiting
 SOON_S: Final = 0.5  # a reader that waits says so without waiting for its next beat, but not more often than this
+
+
+Offsets = Mapping[tuple[str, int], int]  # the next offset of each (topic, lane)
 
 
 class ReaderNote(BaseModel):
@@ -49,7 +55,7 @@ class ReaderPlace:
     batch: int
     needs: int
     taps: tuple[str, ...]
-    offsets: Mapping[tuple[str, int], int]
+    offsets: Offsets
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,8 @@ class ReaderLease:
     """A reader's lease on a stream, while the ``with`` block lasts; a thread renews it.
 
     ``where`` is asked, in that thread, where the reader is; None, or a place without offsets, leaves the lease as it
-    is. A broker that does not take a beat ends nothing: the next beat tries again.
+    is. A broker that does not take a beat ends nothing: the next beat tries again. Readers that do not hold the lease
+    can have their positions committed beside it (:meth:`commit`).
     """
 
     def __init__(
@@ -80,6 +87,8 @@ class ReaderLease:
         self._wake = threading.Event()
         self._done = threading.Event()
         self._held: ReaderPlace | None = None
+        self._due: queue.SimpleQueue[Mapping[str, Offsets]] = queue.SimpleQueue()
+        self._failure: FeatureStreamError | None = None
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -96,6 +105,7 @@ class ReaderLease:
         self._wake.set()
         if self._thread is not None:
             self._thread.join()
+        self._commit_due()
         if self._held is not None:
             self._commit(self._held, "")
             self._held = None
@@ -117,23 +127,48 @@ class ReaderLease:
         if place is not None and place.offsets and (self._held is None or place.batch != self._held.batch):
             self._wake.set()
 
-    def commit(self, reader: str, offsets: Mapping[tuple[str, int], int]) -> None:
-        """Commit where a reader is, beside the beats, with the lease where it is this reader's. Raises BrokerError."""
-        with self._lock:
-            held, note = self._held, ""
-            if held is not None and held.reader == reader:
-                self._held = held = replace(held, offsets=offsets)
-                note = self._note_of(held)
-            self._log.commit_positions(reader_group(self._stream, reader), offsets, note)
+    def commit(self, positions: Mapping[str, Offsets]) -> None:
+        """Commit where readers, by name, are: soon, and at the latest on leaving, in the thread of the beats.
+
+        So nobody waits for the cluster, however many readers there are. Raises what positions of an earlier call met:
+        BrokerError where the cluster did not take them, StreamNotFoundError where their topic is gone.
+        """
+        self._due.put(positions)
+        self._wake.set()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def _run(self) -> None:
         while not self._done.is_set():
             self._wake.wait(BEAT_S)
             self._wake.clear()
+            self._commit_due()
             if self._done.is_set():
                 return
             self.beat()
             self._done.wait(SOON_S)
+
+    def _commit_due(self) -> None:
+        """Commit the newest positions that are due, those of the lease's holder with its note."""
+        due: dict[str, Offsets] = {}
+        while not self._due.empty():
+            due |= self._due.get()
+        with self._lock:
+            if self._held is not None and self._held.reader in due:
+                self._held = replace(self._held, offsets=due.pop(self._held.reader))
+                self._try(self._held.reader, self._held.offsets, self._note_of(self._held))
+        if due:
+            with ThreadPoolExecutor(min(THREADS, len(due)), "positions") as pool:
+                pool.map(lambda reader: self._try(reader, due[reader], ""), due)
+
+    def _try(self, reader: str, offsets: Offsets, note: str) -> None:
+        if self._failure is not None:
+            return  # a cluster that has not taken one is not waited for with each of the others
+        try:
+            self._log.commit_positions(reader_group(self._stream, reader), offsets, note)
+        except FeatureStreamError as error:
+            self._failure = error
 
     def _note_of(self, place: ReaderPlace) -> str:
         beat_ms = round(self._clock() * 1000)
@@ -143,8 +178,8 @@ class ReaderLease:
     def _commit(self, place: ReaderPlace, note: str) -> None:
         try:
             self._log.commit_positions(reader_group(self._stream, place.reader), place.offsets, note)
-        except BrokerError:
-            return  # a courtesy: what a reader has read is in its own checkpoint
+        except FeatureStreamError:
+            return  # a courtesy: what a reader has read is in its own checkpoint, and what is wrong shows in reading
 
 
 @dataclass(slots=True)

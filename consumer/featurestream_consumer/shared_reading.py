@@ -567,25 +567,27 @@ class SharedReading:
             for units in self._units.values():
                 for unit in units:
                     unit.sync()
-            for experiment in experiments:
-                if experiment.save():
-                    self._kept[experiment] = experiment.position
-                    self._commit(experiment)
+            saved = [experiment for experiment in experiments if experiment.save()]
+            self._kept |= {experiment: experiment.position for experiment in saved}
+            self._commit(saved)
         self._checkpointed_at = time.monotonic()
         self._checkpoint_cost_s = self._checkpointed_at - began
 
-    def _commit(self, experiment: Experiment) -> None:
-        config = experiment.config
-        topics = {tap_topic(config.stream, tap) for tap in config.taps}
-        offsets = {place: offset for place, offset in self._offsets.items() if place[0] in topics}
+    def _commit(self, experiments: Iterable[Experiment]) -> None:
+        positions: dict[str, dict[tuple[str, int], int]] = {}
+        for experiment in experiments:
+            topics = {tap_topic(self._stream, tap) for tap in experiment.config.taps}
+            positions[experiment.config.name] = {
+                place: offset for place, offset in self._offsets.items() if place[0] in topics
+            }
         try:
-            self._lease.commit(config.name, offsets)
+            self._lease.commit(positions)
         except BrokerError as error:
             # The position on the broker is for lag tools alone: the truth is in the checkpoint that was just written.
             if not self._commit_failed:
                 self.say(
-                    f"the broker did not take the position ({error.message}): lag tools, and a producer that waits for "
-                    "readers, will not see this one"
+                    f"the broker did not take positions ({error.message}): lag tools, and a producer that waits for "
+                    "readers, may not see these ones"
                 )
             self._commit_failed = True
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
+import pytest
+
 from featurestream.errors import BrokerError
 from featurestream.memory import MemoryLog
 from featurestream.names import reader_group
 from featurestream.reader_lease import (
     READER_TTL_S,
+    THREADS,
     Attendance,
     LiveReader,
     ReaderLease,
@@ -19,7 +22,7 @@ from featurestream.reader_lease import (
 from featurestream.stream import FeatureStream
 from tests.support import make_manifest, publish
 
-E1 = reader_group("toy", "E1")
+E1, E2 = reader_group("toy", "E1"), reader_group("toy", "E2")
 
 
 def note(batch: int, beat_s: float) -> str:
@@ -87,6 +90,18 @@ class Counted(MemoryLog):
             assert self.came.wait_for(lambda: len(self.notes) >= count, 30)
 
 
+class Slow(MemoryLog):
+    """Takes positions when it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+
+    def commit_positions(self, group: str, offsets: Mapping[tuple[str, int], int], note: str = "") -> None:
+        assert self.go.wait(30)
+        super().commit_positions(group, offsets, note)
+
+
 def place(batch: int) -> ReaderPlace:
     return ReaderPlace("E1", batch, 0, ("avgpool",), {("toy.avgpool", 0): batch})
 
@@ -94,19 +109,54 @@ def place(batch: int) -> ReaderPlace:
 def test_a_lease_is_taken_on_entering_renewed_before_a_wait_and_ended_on_leaving() -> None:
     log = Counted()
     log.create_topic("toy.avgpool", 1, {})
-    where = [place(3)]
+    where: list[ReaderPlace | None] = [place(3)]
     with ReaderLease(log, "toy", lambda: where[0], clock=lambda: 1000.0) as lease:
         assert Attendance("toy").look(log.committed_notes(E1), 1001) == [live(3, needs=0)]
         where[0] = place(7)
         lease.nudge()
         log.wait_for(2)
         assert Attendance("toy").look(log.committed_notes(E1), 1001) == [live(7, needs=0)]
-        lease.commit("E1", {("toy.avgpool", 0): 9})
-        assert log.notes[-1] == log.notes[-2]
-        lease.commit("E2", {("toy.avgpool", 0): 1})
-        assert log.notes[-1] == ""
+        where[0] = None  # it has read all that it wants: no beat changes anything any more
+        lease.commit({"E1": {("toy.avgpool", 0): 9}, "E2": {("toy.avgpool", 0): 1}})
+        log.wait_for(4)
+        assert log.notes[2:] == [log.notes[1], ""], "the note is the lease's, and only its holder has one"
     assert log.committed_notes(E1) == {E1: set()}
-    assert log.committed_positions()[E1] == {("toy.avgpool", 0): 9}, "leaving takes no position back"
+    assert log.committed_positions() == {
+        E1: {("toy.avgpool", 0): 9},
+        E2: {("toy.avgpool", 0): 1},
+    }, "leaving takes no position back"
+
+
+def test_nobody_waits_for_a_cluster_that_takes_its_time_with_positions_and_the_newest_are_committed() -> None:
+    log = Slow()
+    log.create_topic("toy.avgpool", 1, {})
+    with ReaderLease(log, "toy", lambda: None) as lease:
+        for offset in range(1, 4):
+            lease.commit({f"E{number}": {("toy.avgpool", 0): offset} for number in range(1, 31)})
+        assert log.committed_positions() == {}
+        log.go.set()
+    assert log.committed_positions() == {
+        reader_group("toy", f"E{number}"): {("toy.avgpool", 0): 3} for number in range(1, 31)
+    }
+
+
+def test_positions_that_the_broker_did_not_take_are_told_with_the_next_ones() -> None:
+    log = Counted(refuse=1)
+    log.create_topic("toy.avgpool", 1, {})
+    lease = ReaderLease(log, "toy", lambda: None)
+    with lease:
+        lease.commit({"E1": {("toy.avgpool", 0): 1}})
+    with lease, pytest.raises(BrokerError, match="away"):
+        lease.commit({"E1": {("toy.avgpool", 0): 3}})
+    assert log.committed_positions() == {E1: {("toy.avgpool", 0): 3}}
+
+
+def test_a_cluster_that_has_not_taken_one_position_is_not_waited_for_with_each_of_the_others() -> None:
+    log = Counted(refuse=1_000_000)
+    log.create_topic("toy.avgpool", 1, {})
+    with ReaderLease(log, "toy", lambda: None) as lease:
+        lease.commit({f"E{number}": {("toy.avgpool", 0): 1} for number in range(1000)})
+    assert 1_000_000 - log.refuse <= THREADS
 
 
 def test_a_broker_that_does_not_take_a_beat_ends_nothing() -> None:
