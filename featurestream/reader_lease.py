@@ -22,7 +22,7 @@ from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from featurestream.errors import FeatureStreamError
+from featurestream.errors import BrokerError, FeatureStreamError, StreamNotFoundError
 from featurestream.names import parse_reader_group, reader_group
 from featurestream.ports import Log
 
@@ -178,7 +178,7 @@ class ReaderLease:
     def _commit(self, place: ReaderPlace, note: str) -> None:
         try:
             self._log.commit_positions(reader_group(self._stream, place.reader), place.offsets, note)
-        except FeatureStreamError:
+        except (BrokerError, StreamNotFoundError):
             return  # a courtesy: what a reader has read is in its own checkpoint, and what is wrong shows in reading
 
 

@@ -170,6 +170,19 @@ def test_a_broker_that_does_not_take_a_beat_ends_nothing() -> None:
         log.wait_for(1)
 
 
+def test_a_topic_that_is_deleted_ends_no_beat() -> None:
+    log = Counted()
+    log.create_topic("toy.avgpool", 1, {})
+    where = [place(3)]
+    with ReaderLease(log, "toy", lambda: where[0]) as lease:
+        log.delete_topics(["toy.avgpool"])
+        lease.beat()
+        log.create_topic("toy.avgpool", 1, {})
+        where[0] = place(4)
+        lease.nudge()
+        log.wait_for(2)
+
+
 def test_of_experiments_on_one_reading_only_the_one_that_holds_the_lease_is_alive() -> None:
     log = Counted()
     log.create_topic("toy.avgpool", 1, {})
