@@ -130,14 +130,15 @@ class ReaderLease:
     def commit(self, positions: Mapping[str, Offsets]) -> None:
         """Commit where readers, by name, are: soon, and at the latest on leaving, in the thread of the beats.
 
-        So nobody waits for the cluster, however many readers there are. Raises what positions of an earlier call met:
-        BrokerError where the cluster did not take them, StreamNotFoundError where their topic is gone.
+        So nobody waits for the cluster, however many readers there are. See :meth:`failure`.
         """
         self._due.put(positions)
         self._wake.set()
+
+    def failure(self) -> FeatureStreamError | None:
+        """Return why positions were not taken, where some were not since this was asked last."""
         failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
+        return failure
 
     def _run(self) -> None:
         while not self._done.is_set():
@@ -154,21 +155,26 @@ class ReaderLease:
         due: dict[str, Offsets] = {}
         while not self._due.empty():
             due |= self._due.get()
-        with self._lock:
-            if self._held is not None and self._held.reader in due:
-                self._held = replace(self._held, offsets=due.pop(self._held.reader))
-                self._try(self._held.reader, self._held.offsets, self._note_of(self._held))
-        if due:
-            with ThreadPoolExecutor(min(THREADS, len(due)), "positions") as pool:
-                pool.map(lambda reader: self._try(reader, due[reader], ""), due)
+        refused = threading.Event()
 
-    def _try(self, reader: str, offsets: Offsets, note: str) -> None:
-        if self._failure is not None:
-            return  # a cluster that has not taken one is not waited for with each of the others
-        try:
-            self._log.commit_positions(reader_group(self._stream, reader), offsets, note)
-        except FeatureStreamError as error:
-            self._failure = error
+        def commit(reader: str, note: str) -> None:
+            if refused.is_set():
+                return  # a cluster that has not taken one is not waited for with each of the others
+            try:
+                self._log.commit_positions(reader_group(self._stream, reader), due[reader], note)
+            except FeatureStreamError as error:
+                refused.set()
+                self._failure = error
+
+        with self._lock:
+            held = self._held
+            if held is not None and held.reader in due:
+                self._held = replace(held, offsets=due[held.reader])
+                commit(held.reader, self._note_of(held))
+        others = [reader for reader in due if held is None or reader != held.reader]
+        if others:
+            with ThreadPoolExecutor(min(THREADS, len(others)), "positions") as pool:
+                pool.map(lambda reader: commit(reader, ""), others)
 
     def _note_of(self, place: ReaderPlace) -> str:
         beat_ms = round(self._clock() * 1000)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from featurestream.batch import FeatureBatch, Regrouper
-from featurestream.errors import BrokerError, DataError, DivergedError, FingerprintError
+from featurestream.errors import DataError, DivergedError, FingerprintError
 from featurestream.interrupts import stop_on_signals
 from featurestream.logs import Line
 from featurestream.manifest import Manifest
@@ -169,7 +169,7 @@ class SharedReading:
         self._checkpointed_at = time.monotonic()
         self._checkpoint_cost_s = 0.0
         self._waiting = Waiting(log, self.say, self._note)
-        self._commit_failed = False
+        self._refusal_said = False
         self._bar: Progress | None = None
         self._interrupted = threading.Event()
         self._kept = {experiment: experiment.position for experiment in experiments}  # where a restart would go on
@@ -189,8 +189,11 @@ class SharedReading:
         In the main thread, the first SIGINT or SIGTERM ends it with KeyboardInterrupt between two records, or while it
         waits for one.
         """
-        with self._lease, self._registered(), self.watch:
-            self._train()
+        try:
+            with self._lease, self._registered(), self.watch:
+                self._train()
+        finally:
+            self._say_refusal()
 
     def _registered(self) -> AbstractContextManager[object]:
         """Return what writes the experiments into the stream's run registry meanwhile."""
@@ -580,16 +583,18 @@ class SharedReading:
             positions[experiment.config.name] = {
                 place: offset for place, offset in self._offsets.items() if place[0] in topics
             }
-        try:
-            self._lease.commit(positions)
-        except BrokerError as error:
-            # The position on the broker is for lag tools alone: the truth is in the checkpoint that was just written.
-            if not self._commit_failed:
-                self.say(
-                    f"the broker did not take positions ({error.message}): lag tools, and a producer that waits for "
-                    "readers, may not see these ones"
-                )
-            self._commit_failed = True
+        self._lease.commit(positions)
+        self._say_refusal()
+
+    def _say_refusal(self) -> None:
+        """Say once that the broker does not take positions: they are for lag tools, the truth is in the checkpoints."""
+        failure = self._lease.failure()
+        if failure is not None and not self._refusal_said:
+            self._refusal_said = True
+            self.say(
+                f"the broker did not take positions ({failure.message}): lag tools, and a producer that waits for "
+                "readers, may not see these ones"
+            )
 
     def _say_best(self, experiments: Sequence[Experiment]) -> None:
         """Say in one line which experiment does best so far, by the main metric of the first."""
