@@ -30,7 +30,11 @@ def train(
     optimizer: Annotated[str, typer.Option(help="Any class of torch.optim, or package.module:function.")] = "Adam",
     optimizer_arg: Annotated[Arguments, typer.Option(metavar="K=V", help="Such as lr=0.01.")] = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="Any class of torch.optim.lr_scheduler, stepped each optimiser step.")
+        str | None,
+        typer.Option(
+            help="Any class of torch.optim.lr_scheduler, stepped each optimiser step; T_max and total_steps are the "
+            "run's number of them unless given."
+        ),
     ] = None,
     scheduler_arg: Annotated[Arguments, typer.Option(metavar="K=V", help="Such as T_max=500.")] = None,
     normalize: Annotated[str, typer.Option(help="What is done to features first: none, l2 or standardize.")] = "none",

@@ -198,7 +198,7 @@ def check_lanes(lanes: int, devices: Sequence[str], rank: Rank) -> None:
         raise UsageError(
             f"{what} cannot share {share}: each needs one of its own",
             hint=f"a new stream can have --lanes {len(devices) * rank.size}; an existing one takes at most "
-            f"{lanes} devices",
+            f"{lanes} device{'s' if lanes > 1 else ''}",
         )
 
 
