@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from featurestream.agreement import Agreement, Expectations, check_follows
@@ -23,8 +23,8 @@ POLL_S: Final = 0.25
 class LaneMerge:
     """The open lanes of one reading: takes batches from them, in any ascending order. Close it.
 
-    A lane is opened when it is first needed: a shard reads only its own. Duplicates are dropped and counted; a hole, a
-    record of another stream, or one that is damaged or gone is an error that names it.
+    A lane is opened when it is first needed, since a shard reads only its own, or by :meth:`open`. Duplicates are
+    dropped and counted; a hole, a record of another stream, or one that is damaged or gone is an error that names it.
 
     Args:
         source: where the lanes are read. It stays the caller's.
@@ -114,7 +114,7 @@ class LaneMerge:
         lane = self._layout.lane_of(number)
         place = (topic, lane)
         if place not in self._readers:
-            self._open(lane, number)
+            self.open([number])
         while True:
             raw = self._poll(place, number)
             self._offsets[place] = raw.offset + 1
@@ -131,14 +131,22 @@ class LaneMerge:
                 return raw
             # Another shard's.
 
-    def _open(self, lane: int, number: int) -> None:
-        """Open a lane of all taps, so that they connect at the same time."""
-        for topic in self._topics.values():
-            if (topic, lane) not in self._readers:
-                known = self._found.get((topic, lane, number))
-                offset = self._lanes.offset_of(topic, lane, number) if known is None else known
-                self._readers[topic, lane] = self._source.read(topic, lane, offset)
-                self._expected[topic, lane] = number
+    def open(self, numbers: Iterable[int]) -> None:
+        """Open the lanes of the batches that are taken next, ascending, at once: they connect at the same time.
+
+        A lane that is not among them is opened when it is first needed.
+        """
+        begins: dict[Place, int] = {}
+        for number in numbers:
+            for topic in self._topics.values():
+                begins.setdefault((topic, self._layout.lane_of(number)), number)
+        new = {place: number for place, number in begins.items() if place not in self._readers}
+        known = {place: self._found.get((*place, number)) for place, number in new.items()}
+        searched = self._lanes.offsets_of({place: number for place, number in new.items() if known[place] is None})
+        for place, number in new.items():
+            offset = known[place]
+            self._readers[place] = self._source.read(*place, searched[place] if offset is None else offset)
+            self._expected[place] = number
 
     def close(self) -> None:
         """Close the lanes; idempotent."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -244,15 +244,17 @@ class FeatureStream(Closing):
             begin = self.position  # the position moves on while this runs
             index, count = self.shard
             first = begin.batch + (index - (begin.batch - self.start.batch)) % count
-            for number in itertools.count(first, count):
-                if self.stop is not None and number >= self.stop:
-                    return
+            end = sys.maxsize if self.stop is None else self.stop
+            numbers = range(first, end, count)
+            for number in numbers:
                 batch = merge.batch(number)
                 self.counts.batches += 1
                 self.counts.rows += len(batch)
                 if begin.row and number == begin.batch:
                     batch = batch.rows(min(begin.row, len(batch)), len(batch))
                 yield batch
+                if number == first:  # which was not kept waiting by the other lanes
+                    merge.open(numbers[1 : self.manifest.layout.lanes])
         finally:
             stack.close()
             if self._open is stack:
