@@ -35,6 +35,7 @@ class Progress:
         title: what is being done.
         total: how many there will be; None where nobody knows.
         unit: what is counted, as it follows a number: ``img``, ``rows``.
+        done: how many were done before, by a run that this one goes on with: they say nothing about its speed.
         stream: where to show it; None is standard error as it is now, in the format of the command's lines.
         clock: seconds that never go back.
     """
@@ -45,13 +46,15 @@ class Progress:
         total: int | None,
         unit: str,
         *,
+        done: int = 0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.title = title
         self.total = total
         self.unit = unit
-        self.done = 0
+        self.done = done
+        self._before = done
         self._as_json = stream is None and logs.is_json()
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
@@ -71,7 +74,7 @@ class Progress:
                 get_time=clock,
                 expand=True,
             )
-            self._task = self._bar.add_task(title, total=total, line="")
+            self._task = self._bar.add_task(title, total=total, completed=done, line="")
 
     def __enter__(self) -> Self:
         self._started = self._clock()
@@ -121,7 +124,7 @@ class Progress:
     def rate(self) -> float:
         """Counted a second since the start."""
         seconds = self._clock() - self._started
-        return self.done / seconds if seconds > 0 else 0.0
+        return (self.done - self._before) / seconds if seconds > 0 else 0.0
 
     def _line(self) -> str:
         count = f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"

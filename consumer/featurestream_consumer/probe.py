@@ -434,8 +434,7 @@ class _Probe:
             total += self.validation.layout.samples * self.validation.layout.views
         else:
             total += sum(layout.rows_of(batch) for batch in range(self.start.batch, self._held_out_stop()))
-        self.bar = Progress(f"probe {self.manifest.stream}", total, "rows")
-        self.bar.done = self.read
+        self.bar = Progress(f"probe {self.manifest.stream}", total, "rows", done=self.read)
         self.say = self.bar.say
         return self.bar
 

@@ -626,9 +626,8 @@ class SharedReading:
         reading = [experiment for experiment in self.experiments if experiment.epochs_left]
         rows = self._plan.rows_of_first(self._most_epochs)
         total = None if rows is None else sum(rows)
-        bar = Progress(title, total, "rows")
-        bar.done = min((experiment.trainer.rows_seen for experiment in reading), default=total or 0)
-        return bar
+        done = min((experiment.trainer.rows_seen for experiment in reading), default=total or 0)
+        return Progress(title, total, "rows", done=done)
 
 
 def _taps_of(experiments: Iterable[Experiment]) -> list[str]:

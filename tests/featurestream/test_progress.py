@@ -38,6 +38,14 @@ def test_plain_lines_come_at_once_then_every_five_seconds_and_at_the_end() -> No
     ]
 
 
+def test_what_was_done_before_counts_in_the_share_and_not_in_the_speed() -> None:
+    clock, out = Clock(), io.StringIO()
+    with Progress("digits", 100, "img", done=60, stream=out, clock=clock) as progress:
+        clock.now += 2
+        progress.advance(10)
+    assert out.getvalue() == "digits: 70/100 img, 5 img/s (70%), 0:00:06 left\n"
+
+
 def test_a_line_that_was_written_is_not_written_again_at_the_end() -> None:
     clock, out = Clock(), io.StringIO()
     with Progress("digits", None, "img", stream=out, clock=clock) as progress:
@@ -98,3 +106,16 @@ def test_a_terminal_gets_a_bar_with_the_count_and_lines_said_stay_above_it(monke
     assert "50/100 img, 50 img/s, 3 MB/s" in shown
     assert "one image [of many] could not be decoded" in shown
     assert "━" in shown
+
+
+def test_a_terminals_bar_begins_where_the_run_before_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    clock, out = Clock(), Terminal()
+    with Progress("digits", 100, "img", done=60, stream=out, clock=clock) as progress:
+        for _ in range(2):
+            clock.now += 1
+            progress.advance(10)
+    shown = out.getvalue()
+    assert "80/100 img, 10 img/s" in shown
+    assert "0:00:02" in shown, "twenty are left"
