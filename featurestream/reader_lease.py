@@ -157,7 +157,7 @@ class ReaderLease:
             due |= self._due.get()
         refused = threading.Event()
 
-        def commit(reader: str, note: str) -> None:
+        def commit(reader: str, note: str = "") -> None:
             if refused.is_set():
                 return  # a cluster that has not taken one is not waited for with each of the others
             try:
@@ -174,7 +174,7 @@ class ReaderLease:
         others = [reader for reader in due if held is None or reader != held.reader]
         if others:
             with ThreadPoolExecutor(min(THREADS, len(others)), "positions") as pool:
-                pool.map(lambda reader: commit(reader, ""), others)
+                list(pool.map(commit, others))  # an error that is not the cluster's goes on from here
 
     def _note_of(self, place: ReaderPlace) -> str:
         beat_ms = round(self._clock() * 1000)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
+import pytest
+
 from featurestream.errors import BrokerError
 from featurestream.memory import MemoryLog
 from featurestream.names import reader_group
@@ -157,6 +159,17 @@ def test_a_cluster_that_has_not_taken_one_position_is_not_waited_for_with_each_o
     with ReaderLease(log, "toy", lambda: None) as lease:
         lease.commit({f"E{number}": {("toy.avgpool", 0): 1} for number in range(1000)})
     assert 1_000_000 - log.refuse <= THREADS
+
+
+def test_an_error_that_is_not_the_clusters_is_not_swallowed() -> None:
+    class Wrong(MemoryLog):
+        def commit_positions(self, group: str, offsets: Mapping[tuple[str, int], int], note: str = "") -> None:
+            raise ZeroDivisionError
+
+    lease = ReaderLease(Wrong(), "toy", lambda: None)
+    lease.commit({"E1": {("toy.avgpool", 0): 1}})
+    with pytest.raises(ZeroDivisionError):
+        lease.__exit__(None, None, None)  # without having been entered: no thread takes what is due before
 
 
 def test_a_broker_that_does_not_take_a_beat_ends_nothing() -> None:
